@@ -1,0 +1,114 @@
+"""Everything that can be known to go wrong, checked before a GPU is asked for; and the derived plan, printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pipelines.cli import Cluster, cluster, ray_is_reachable
+from pretrainer.config import Config
+from pretrainer.data.mixture import make_mixture, mixing_weights
+from pretrainer.data.pipeline import data_cpus
+from pretrainer.data.prologue import manifest_bytes
+from pretrainer.data.source import Manifest
+from pretrainer.data.units import UnitPlan
+from pretrainer.errors import ConfigError
+from pretrainer.model.flops import flops_per_token, memory_estimate_bytes
+from pretrainer.model.presets import parameter_count
+from pretrainer.storage import Store
+
+BLOCKS_PER_S_OF_A_SPLIT = 100  # measured: one split deals about 220 blocks/s on 2 cores
+GIB = 2**30
+
+
+@contextmanager
+def local_cluster(config: Config) -> Iterator[Cluster]:
+    """The running cluster, or what one started on this machine would have: a dry run starts none."""
+    if ray_is_reachable(config):
+        with cluster(config) as there:
+            yield there
+    else:
+        yield Cluster(float(os.cpu_count() or 1), 0.0, 1, None, True)
+
+
+def uses_gpu(config: Config, cluster: Cluster) -> bool:
+    if config.train.device == "cuda" and cluster.gpus < config.train.worker_range[0] and not config.cluster.autoscaling:
+        raise ConfigError(f"train.device='cuda' needs {config.train.worker_range[0]} GPUs and the cluster has {cluster.gpus:g}: "
+                          "add GPU nodes, lower train.num_workers, or set train.device=cpu")
+    return config.train.device == "cuda" or (config.train.device == "auto" and cluster.gpus >= config.train.worker_range[0])
+
+
+def check(config: Config, run: Store, cluster: Cluster) -> Manifest:
+    """Raise a UserError for whatever can be seen to fail; returns the live manifest."""
+    run.check_writable()
+    manifest = Manifest.build(config.data.sources)
+    if run.is_local and cluster.nodes > 1 and not config.cluster.shared_storage:
+        raise ConfigError(f"run.storage={config.run.storage!r} is a folder of one machine and the cluster has {cluster.nodes} nodes: use an "
+                          "object store (s3://…, gs://…), or set cluster.shared_storage=true if all nodes mount this folder")
+    _check_cpus(config, cluster)
+    _check_length(config, manifest)
+    return manifest
+
+
+def _check_cpus(config: Config, cluster: Cluster) -> None:
+    if config.cluster.autoscaling:
+        return
+    workers, each = config.train.worker_range[0], config.train.cpus_per_worker
+    needs = data_cpus(config.data)
+    if workers * each + needs > cluster.cpus + 1e-6:
+        fit = max(0, int((cluster.cpus - needs) / each))
+        raise ConfigError(
+            f"train.num_workers={config.train.num_workers} x train.cpus_per_worker={each:g} and the data stages ({needs:g} CPUs for "
+            f"{len(config.data.sources)} sources) do not fit into the cluster's {cluster.cpus:g} CPUs, so the run would wait for ever: "
+            f"use at most {fit} workers, lower train.cpus_per_worker, or set cluster.autoscaling=true if the cluster can grow")
+
+
+def _check_length(config: Config, manifest: Manifest) -> None:
+    """A source that cannot reach the asked tokens even if every byte became a token is refused now, not after a week."""
+    sizes = [manifest_bytes(manifest, i) for i in range(len(config.data.sources))]
+    mixture = make_mixture(mixing_weights(config.data.sources, sizes), config.data.mix_cycle)
+    for i, (source, size) in enumerate(zip(config.data.sources, sizes, strict=True)):
+        wanted = config.total_steps * config.train.global_batch_tokens * mixture.shares[i] / mixture.cycle
+        compressed = any(shard.path.endswith((".gz", ".zst", ".bz2", ".xz", ".parquet")) for shard in manifest.shards(i))
+        if not compressed and wanted > size * source.max_epochs:
+            raise ConfigError(
+                f"source {source.name} has {size:,} bytes and max_epochs={source.max_epochs}, which cannot give the {wanted:,.0f} tokens that "
+                f"{config.total_steps:,} steps ask of it: lower train.steps, raise its max_epochs, or lower its weight or share")
+
+
+def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size: int) -> list[str]:
+    """The derived plan, one aligned line per number."""
+    data, train = config.data, config.train
+    parameters = parameter_count(config.model, vocab_size)
+    per_token = flops_per_token(config.model, vocab_size, data.seq_len)
+    tokens = config.total_steps * train.global_batch_tokens
+    sizes = [manifest_bytes(manifest, i) for i in range(len(data.sources))]
+    mixture = make_mixture(mixing_weights(data.sources, sizes), data.mix_cycle)
+    lo, hi = train.worker_range
+    slot_tokens = data.seq_len * data.slot_sequences
+    rows = [
+        ("model", f"{parameters:,} parameters ({config.model.layers} layers, width {config.model.hidden}, vocabulary {vocab_size:,})"),
+        ("compute", f"{per_token:,} FLOPs per token, {per_token * tokens:.3g} FLOPs in all"),
+        ("length", f"{config.total_steps:,} steps x {train.global_batch_tokens:,} tokens = {tokens:,} tokens"
+                   f" ({tokens / parameters:.1f} per parameter)"),
+        ("batch", f"{config.slot_blocks_per_step} slot blocks of {data.slot_sequences} x {data.seq_len} tokens"),
+        ("workers", f"{lo} to {hi}, useful sizes {useful_sizes(config.slot_blocks_per_step, hi)}" if lo != hi else
+                    f"{hi} on {'GPU' if uses_gpu(config, cluster) else 'CPU'}, {train.cpus_per_worker:g} CPU each"),
+        ("memory", f"about {memory_estimate_bytes(config.model, vocab_size, hi, train.precision) / GIB:.2f} GiB per worker for "
+                   "parameters, gradients and optimizer"),
+        ("cluster", f"{cluster.nodes} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; data needs {data_cpus(data):g} CPUs"),
+        ("split", f"carries {BLOCKS_PER_S_OF_A_SPLIT} blocks/s = {BLOCKS_PER_S_OF_A_SPLIT * slot_tokens:,} tokens/s; "
+                  "raise data.slot_sequences if the trainers are faster"),
+    ]
+    for i, source in enumerate(data.sources):
+        units = len(UnitPlan(manifest, i, data.chunk_bytes))
+        rows.append((f"source {source.name}", f"{sizes[i]:,} bytes in {manifest.tables[i].num_rows:,} shards, {units:,} units, "
+                                              f"{mixture.shares[i]} of {mixture.cycle} slot blocks, {source.max_epochs} epochs at most"))
+    return [f"  {name:<22}{text}" for name, text in rows]
+
+
+def useful_sizes(blocks_per_step: int, largest: int) -> Sequence[int]:
+    """World sizes at which a step takes fewer micro-batches than at the next smaller one."""
+    return [w for w in range(1, largest + 1) if w == 1 or -(-blocks_per_step // w) < -(-blocks_per_step // (w - 1))]
+

@@ -1,0 +1,176 @@
+"""What is left of a run: export, summary.json, MLflow's status, the last table on the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipelines.export import export_checkpoint
+from pipelines.progress import Console, decode
+from pipelines.session import Outcome, Session
+from pretrainer.config import Config
+from pretrainer.config_load import to_yaml
+from pretrainer.data.ledger import ChunkRecord
+from pretrainer.data.prologue import Frozen
+from pretrainer.model.presets import parameter_count
+from pretrainer.storage import Store
+from pretrainer.train.controller import committed_checkpoint
+
+log = logging.getLogger(__name__)
+
+DEDUP_REASONS = {"exact": ("duplicate_exact",), "near": ("duplicate_near",)}
+
+
+def already_complete(run: Store, config: Config) -> int | None:
+    """Exit code 0 and the old result when this run has reached its last step before; None when there is work to do."""
+    try:
+        summary = json.loads(run.read("summary.json"))
+    except FileNotFoundError:
+        return None
+    if summary["status"] != "completed" or summary["steps"] < config.total_steps:
+        return None
+    print(f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}. Raise train.steps to "
+          f"go on, or give another run.name to begin again\n{run.child('summary.json').uri}")
+    return 0
+
+
+def finish(session: Session, outcome: Outcome, console: Console) -> int:
+    """Export, summarise, close the MLflow run with the true status; returns the exit code."""
+    committed = committed_checkpoint(session.run)
+    exported = None
+    if committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped"):
+        exported = export(session, committed[0])
+    summary = summarise(session, outcome, committed, exported)
+    session.run.write("summary.json", json.dumps(summary, indent=1).encode())
+    ray.get(session.recorder.finish.remote(outcome.status, artifacts(session, outcome, summary)))
+    console.say(table(session, summary, outcome))
+    if outcome.message:
+        console.say(f"\nerror: {outcome.message}" if outcome.exit_code else outcome.message)
+    console.say(session.run.child("summary.json").uri)
+    return outcome.exit_code
+
+
+def export(session: Session, checkpoint: str) -> str:
+    """Hugging Face files of a checkpoint into <run>/export; returns its URI."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_checkpoint(session.config, session.run, checkpoint, Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            session.run.write(f"export/{path.name}", path.read_bytes())
+    return session.run.child("export").uri
+
+
+def document_counts(data: Frozen) -> dict[str, dict[str, Any]]:
+    """By source: documents read, kept and dropped by reason, dead letters, tokens, from the committed ledger."""
+    return {plan.source.name: _count(list(plan.ledger.records())) for plan in data.plans}
+
+
+def _count(records: list[ChunkRecord]) -> dict[str, Any]:
+    dropped: Counter[str] = Counter()
+    for record in records:
+        dropped.update(record.dropped)
+    return {
+        "chunks": len(records), "read": sum(r.read for r in records), "kept": sum(r.kept for r in records),
+        "dropped": dict(sorted(dropped.items())), "dead_letters": sum(r.dead_letters for r in records),
+        "bytes_read": sum(r.bytes_read for r in records), "bytes_kept": sum(r.bytes_kept for r in records),
+        "tokens": sum(r.tokens for r in records),
+    }
+
+
+def summarise(session: Session, outcome: Outcome, committed: tuple[str, int] | None, exported: str | None) -> dict[str, Any]:
+    """The content of summary.json."""
+    config, data = session.config, session.data
+    by_source = document_counts(data)
+    dropped = sum((Counter(c["dropped"]) for c in by_source.values()), Counter())
+    steps = [step for event in outcome.of("steps") for step in event["steps"]]
+    totals = ray.get(session.recorder.totals.remote())
+    validation = held_out_result(outcome, data)
+    digests = outcome.of("checkpoint") + outcome.of("finish")
+    done = committed[1] if committed else 0
+    first_step_s = steps[0]["time_s"] - session.started_s if steps else None
+    return {
+        "run": config.run.name, "status": outcome.status, "message": outcome.message, "steps": done,
+        "tokens": done * config.train.global_batch_tokens, "train_loss": steps[-1]["loss"] if steps else None, **validation,
+        "parameters": parameter_count(config.model, data.vocab_size), "vocab_size": data.vocab_size,
+        "world_sizes": sorted({start["world_size"] for start in session.starts}), "restarts": max(0, len(session.starts) - 1),
+        "order_digest": digests[-1]["order_digest"] if digests else "", "fingerprint": data.fingerprint,
+        "documents": {
+            "read": sum(c["read"] for c in by_source.values()), "kept": sum(c["kept"] for c in by_source.values()),
+            "dropped": dict(sorted(dropped.items())), "dead_letters": sum(c["dead_letters"] for c in by_source.values()),
+        },
+        "dedup": {kind: sum(dropped[r] for r in reasons) for kind, reasons in DEDUP_REASONS.items()},
+        "sources": by_source, "mixture": {s.name: n for s, n in zip(config.data.sources, data.mixture.shares, strict=True)},
+        "time_to_first_step_s": first_step_s, "tokens_per_s": totals["tokens"] / max(1e-9, totals["elapsed_s"]),
+        "data_wait_fraction": totals["data_wait_s"] / max(1e-9, totals["elapsed_s"]), "wall_s": time.time() - session.started_s,
+        "mlflow": {"uri": session.mlflow_uri, "run_id": session.mlflow_run_id},
+        "checkpoint": session.run.child(committed[0]).uri if committed else None, "export": exported,
+    }
+
+
+def held_out_result(outcome: Outcome, data: Frozen) -> dict[str, Any]:
+    """Validation over all sources, weighted by their held-out targets and bytes, and its yardsticks."""
+    last = outcome.of("validation")[-1]["sources"] if outcome.of("validation") else {}
+    names = list(last)
+    targets, size = sum(last[n]["targets"] for n in names), sum(data.held_out[n].bytes for n in names)
+    loss = sum(last[n]["loss"] * last[n]["targets"] for n in names) / targets if targets else None
+
+    def by_bytes(values: dict[str, float]) -> float | None:
+        return sum(values[n] * data.held_out[n].bytes for n in names) / size if size else None
+
+    return {
+        "val_loss": loss, "val_bits_per_byte": by_bytes({n: last[n]["bits_per_byte"] for n in names}),
+        "perplexity": 2.718281828459045 ** min(loss, 700.0) if loss is not None else None,
+        "gzip_bits_per_byte": by_bytes({n: h.gzip_bits_per_byte for n, h in data.held_out.items()}),
+        "unigram_bits_per_byte": by_bytes({n: h.unigram_bits_per_byte for n, h in data.held_out.items()}),
+        "validation": last,
+    }
+
+
+def artifacts(session: Session, outcome: Outcome, summary: dict[str, Any]) -> dict[str, str]:
+    """Texts for MLflow: resolved config, summary, data report, samples."""
+    samples = [f"step {e['step']}\n{decode(session, e['ids'])}\n" for e in outcome.of("sample")]
+    return {
+        "config.yaml": to_yaml(session.config), "summary.json": json.dumps(summary, indent=1),
+        "data_report.txt": "\n".join(document_table(summary["sources"])), "samples.txt": "\n".join(samples),
+    }
+
+
+def document_table(by_source: dict[str, dict[str, Any]]) -> list[str]:
+    """Documents in, kept and dropped by reason, one block per source."""
+    lines = []
+    for name, count in by_source.items():
+        lines.append(f"  {name}: {count['read']:,} documents read ({count['bytes_read']:,} bytes), {count['kept']:,} kept "
+                     f"({count['bytes_kept']:,} bytes, {count['tokens']:,} tokens), {count['dead_letters']:,} unreadable")
+        lines += [f"    {reason:<32}{n:>10,}  {n / max(1, count['read']):6.1%}"
+                  for reason, n in sorted(count["dropped"].items(), key=lambda item: -item[1])]
+    return lines
+
+
+def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
+    """The last table on the terminal."""
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = [
+        ("status", summary["status"]),
+        ("steps, tokens", f"{summary['steps']:,}, {summary['tokens']:,}"),
+        ("loss", f"train {number(summary['train_loss'], '.4f')}, validation {number(summary['val_loss'], '.4f')}"),
+        ("perplexity", f"{number(summary['perplexity'], ',.1f')} (a uniform guess has {summary['vocab_size']:,})"),
+        ("bits per byte", f"{number(summary['val_bits_per_byte'], '.3f')} (gzip -9 {number(summary['gzip_bits_per_byte'], '.3f')}, "
+                          f"unigram tokens {number(summary['unigram_bits_per_byte'], '.3f')})"),
+        ("speed", f"{summary['tokens_per_s']:,.0f} tokens/s, waiting for data {summary['data_wait_fraction']:.1%}"),
+        ("time", f"first step after {number(summary['time_to_first_step_s'], '.1f')} s, all {summary['wall_s']:.0f} s, "
+                 f"{summary['restarts']} restarts"),
+        ("order digest", summary["order_digest"]),
+        ("checkpoint", summary["checkpoint"]), ("export", summary["export"]),
+        ("MLflow", f"mlflow ui --backend-store-uri {summary['mlflow']['uri']}"),
+        ("try it", f"python -m pipelines.generate {session.run.uri} --prompt \"def main\""),
+    ]
+    lines = ["", "documents", *document_table(summary["sources"]), "", "result"]
+    return "\n".join(lines + [f"  {name:<16}{value}" for name, value in rows])

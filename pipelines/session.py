@@ -1,0 +1,209 @@
+"""One start of a run: the recorder, the trainer in a thread, and what came out of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.cli import Cluster
+from pipelines.preflight import uses_gpu
+from pipelines.progress import Console
+from pretrainer.config import Config
+from pretrainer.data.pipeline import build_stream
+from pretrainer.data.plan import load_tokenizer
+from pretrainer.data.prologue import Frozen
+from pretrainer.schema import from_ipc
+from pretrainer.storage import Store
+from pretrainer.tracking import Tracker, default_uri
+from pretrainer.train.controller import make_trainer
+from pretrainer.train.recorder import Recorder
+from pretrainer.train.worker import WorkerSpec
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+STOP_PATIENCE_S = 120.0
+PROMPT_TOKENS = 24
+
+
+@dataclass
+class Session:
+    """What this start of the run works with."""
+
+    config: Config
+    run: Store
+    data: Frozen
+    cluster: Cluster
+    started_s: float
+    recorder: Any
+    mlflow_uri: str
+    mlflow_run_id: str
+    starts: list[dict[str, Any]] = field(default_factory=list)  # of worker groups, over all starts of the run
+
+    @classmethod
+    def open(cls, config: Config, run: Store, data: Frozen, cluster: Cluster, started_s: float) -> Session:
+        uri, artifacts = (config.tracking.uri, None) if config.tracking.uri else default_uri(config.run.storage, run.is_local)
+        known = _read_json(run, "mlflow.json") or {}
+        tracker = Tracker(uri, config.tracking.experiment, artifacts, config.run.name, known.get("run_id"),
+                          flat_config(asdict(config)), {"git_commit": git_commit(), "fingerprint": data.fingerprint, "run_folder": run.uri})
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        recorder = ray.remote(Recorder).options(num_cpus=0, scheduling_strategy=here).remote(tracker)
+        run_id = ray.get(recorder.start.remote())
+        run.write("mlflow.json", json.dumps({"uri": uri, "run_id": run_id}).encode())
+        return cls(config, run, data, cluster, started_s, recorder, uri, run_id, _read_json(run, "starts.json") or [])
+
+    def add_start(self, event: dict[str, Any]) -> None:
+        """A worker group started: kept in the run folder, so that restarts are counted over all starts of the run."""
+        self.starts.append({k: event[k] for k in ("step", "world_size", "time_s")})
+        self.run.write("starts.json", json.dumps(self.starts).encode())
+
+
+@dataclass
+class Outcome:
+    """How training ended."""
+
+    status: str = "failed"
+    message: str = ""
+    exit_code: int = 1
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] == kind]
+
+
+def train(session: Session, console: Console) -> Outcome:
+    """Run the trainer to its end, printing what happens; a stop signal becomes a checkpoint and a clean end."""
+    outcome, failure = Outcome(), []
+    trainer = make_trainer(session.config, worker_spec(session), session.run, _stream(session.data),
+                           uses_gpu(session.config, session.cluster))
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # whatever ends the trainer ends the run; it is reported below
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    with stop_signals(session) as stop:
+        thread.start()
+        while thread.is_alive() and not outcome.of("fatal") and not stop.overdue():
+            thread.join(POLL_S)
+            _follow(session, outcome, console)
+    _follow(session, outcome, console)
+    _judge(session, outcome, failure)
+    return outcome
+
+
+def _stream(data: Frozen) -> Any:
+    plans, mixture = data.plans, data.mixture
+    return lambda first_block: build_stream(plans, mixture, first_block)
+
+
+def _follow(session: Session, outcome: Outcome, console: Console) -> None:
+    for event in ray.get(session.recorder.events_from.remote(len(outcome.events))):
+        outcome.events.append(event)
+        if event["kind"] == "start":
+            session.add_start(event)
+        console.event(event, session)
+
+
+def _judge(session: Session, outcome: Outcome, failure: list[Exception]) -> None:
+    """Status, exit code and message from what was seen."""
+    fatal, finished = outcome.of("fatal"), outcome.of("finish")
+    if fatal:
+        outcome.status, outcome.message, outcome.exit_code = "failed", fatal[0]["message"], fatal[0]["exit_code"]
+    elif failure:
+        outcome.status, outcome.exit_code = "failed", 1
+        outcome.message = f"training failed: {_last_line(failure[0])}; the same command continues from the last checkpoint"
+    elif finished:
+        outcome.status, outcome.exit_code = finished[-1]["status"], 0
+        if outcome.status == "exhausted":
+            outcome.status, outcome.exit_code = "stopped", 2
+            outcome.message = (f"the sources are exhausted after {finished[-1]['step']:,} of {session.config.total_steps:,} steps: raise "
+                               "max_epochs of the sources or lower train.steps; everything up to there was trained and exported")
+    else:
+        outcome.status, outcome.message = "stopped", "stopped before the workers could save; the same command continues"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+class StopRequest:
+    """Whether someone asked the run to end, and since when."""
+
+    def __init__(self) -> None:
+        self.at_s: float | None = None
+
+    def overdue(self) -> bool:
+        return self.at_s is not None and time.time() - self.at_s > STOP_PATIENCE_S
+
+
+@contextmanager
+def stop_signals(session: Session) -> Iterator[StopRequest]:
+    """SIGTERM (`ray job stop`) and Ctrl-C ask the workers to checkpoint and end; a second one ends at once."""
+    request = StopRequest()
+
+    def ask(number: int, _frame: object) -> None:
+        if request.at_s is not None:
+            raise KeyboardInterrupt
+        request.at_s = time.time()
+        print("stopping: the workers save a checkpoint after the current step (again to stop at once)", flush=True)
+        session.recorder.request_stop.remote()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def worker_spec(session: Session) -> WorkerSpec:
+    data = session.data
+    return WorkerSpec(
+        config=session.config, vocab_size=data.vocab_size, order=data.mixture, data_uri=data.plans[0].data_uri, run_uri=session.run.uri,
+        fingerprint=data.fingerprint, held_out_bytes={name: held.bytes for name, held in data.held_out.items()},
+        sample_prompt=sample_prompt(data), recorder=session.recorder)
+
+
+def sample_prompt(data: Frozen) -> tuple[int, ...]:
+    """The first tokens of the first held-out document of the first source."""
+    plan = data.plans[0]
+    documents = from_ipc(Store(plan.data_uri).read(f"held_out/{plan.source.name}.documents.arrow"))
+    ids = load_tokenizer(plan.data_uri).encode(documents.column("text")[0].as_py()[:2000])
+    return (plan.specials.bos, *(int(i) for i in ids[:PROMPT_TOKENS]))
+
+
+def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """section.field -> value, for MLflow's parameters."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out.update(flat_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return out
+
+
+def git_commit() -> str:
+    """Commit of the working directory, or "unknown" outside a checkout."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _read_json(run: Store, name: str) -> Any:
+    try:
+        return json.loads(run.read(name))
+    except FileNotFoundError:
+        return None
+

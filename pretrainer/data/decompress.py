@@ -1,0 +1,154 @@
+"""Streaming decompression with bounded memory and a deterministic place of failure.
+
+Input goes to the decompressor in slices of FEED_BYTES and output is asked for in pieces of at most OUTPUT_BYTES,
+both counted from the start of the shard. So what comes out before a corrupt place is a function of the shard, never
+of the block size of storage, and a decompression bomb costs no memory here. Less than OUTPUT_BYTES in front of a
+corrupt place are lost, because a decompressor drops the output of the call that fails.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import pyarrow as pa
+
+FEED_BYTES = 1024
+OUTPUT_BYTES = 4096
+XZ_MEMORY_BYTES = 512 * 2**20
+"""xz -9 needs 65 MiB; a header may ask for 4 GiB."""
+
+
+class CorruptStreamError(Exception):
+    """The compressed bytes are truncated or damaged; everything before was yielded. Never leaves `data.readers`."""
+
+
+class _Member(Protocol):
+    """One gzip member, bz2 or xz stream; files may hold several, one after the other."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _GzipMember:
+    """zlib's object with the interface of bz2 and lzma: it keeps the input that did not fit in the output."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+MEMBERS: dict[str, Callable[[], _Member]] = {
+    "gzip": _GzipMember,
+    "bz2": bz2.BZ2Decompressor,
+    "xz": lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES),
+}
+
+
+def decompressed(blocks: Iterator[bytes], compression: str | None) -> Iterator[bytes]:
+    """Decompressed bytes of a shard in pieces of any size; CorruptStreamError where it is damaged or ends too soon.
+
+    `compression` is gzip, zstd, bz2, xz or None (the blocks as they are). A file of no bytes is damaged.
+    """
+    if compression is None:
+        return blocks
+    return _zstd(blocks) if compression == "zstd" else _members(_slices(blocks), MEMBERS[compression])
+
+
+def _slices(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in slices of FEED_BYTES, whatever the borders of the blocks."""
+    rest = b""
+    for block in blocks:
+        joined = rest + block
+        whole = len(joined) - len(joined) % FEED_BYTES
+        yield from (joined[i : i + FEED_BYTES] for i in range(0, whole, FEED_BYTES))
+        rest = joined[whole:]
+    if rest:
+        yield rest
+
+
+def _members(slices: Iterator[bytes], new_member: Callable[[], _Member]) -> Iterator[bytes]:
+    member: _Member | None = new_member()
+    for data in slices:
+        while data:
+            if member is None:
+                # Zero bytes after a member are padding, as gzip(1), xz(1) and Python's gzip have it.
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                member = new_member()
+            yield from _feed(member, data)
+            data = member.unused_data if member.eof else b""
+            member = None if member.eof else member
+    if member is not None:
+        raise CorruptStreamError("the compressed stream ends too soon")
+
+
+def _feed(member: _Member, data: bytes) -> Iterator[bytes]:
+    piece = _decompress(member, data)
+    while piece:
+        yield piece
+        if member.eof or len(piece) < OUTPUT_BYTES:
+            return
+        piece = _decompress(member, b"")
+
+
+def _decompress(member: _Member, data: bytes) -> bytes:
+    try:
+        return member.decompress(data, OUTPUT_BYTES)
+    except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:  # bz2 raises OSError
+        raise CorruptStreamError(str(error)) from None
+
+
+class _BlockFile(io.RawIOBase):
+    """A file for pyarrow over blocks; reads are full up to the end, so that block borders do not show."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest, self.total = blocks, b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        wanted = 2**62 if size is None or size < 0 else size
+        parts = [self._rest]
+        while sum(map(len, parts)) < wanted and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+        joined = b"".join(parts)
+        data, self._rest = joined[:wanted], joined[wanted:]
+        self.total += len(data)
+        return data
+
+
+def _zstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Through pyarrow: it bounds the output and notices a truncated frame, which the zstandard package does not."""
+    source = _BlockFile(blocks)
+    stream = pa.CompressedInputStream(pa.PythonFile(source, mode="r"), "zstd")
+    while piece := _read_zstd(stream):
+        yield piece
+    if source.total == 0:
+        raise CorruptStreamError("the compressed stream ends too soon")
+
+
+def _read_zstd(stream: pa.CompressedInputStream) -> bytes:
+    try:
+        return stream.read(OUTPUT_BYTES)
+    except OSError as error:
+        raise CorruptStreamError(str(error)) from None

@@ -1,0 +1,142 @@
+"""The packing stage: chunks -> pack windows -> slot blocks, in order, one process per source.
+
+Like the dedup stage it may be called again with chunks it has seen, or start with empty state in the middle of a
+window. What a chunk yields is therefore a function of its place in the stream and of durable records: closed windows
+are in the window log before any of their blocks leave, chunks that this process has not seen are read from their token
+shards, and a chunk inside a closed window yields again exactly what it yielded before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pretrainer.data.ledger import ChunkKey, Window
+from pretrainer.data.packing import PackedRow, Rows, empty_row, pack_window, slot_block
+from pretrainer.data.plan import SourcePlan
+from pretrainer.data.stages import one_chunk
+from pretrainer.schema import SLOT_BLOCK, from_ipc
+
+At = tuple[int, int]  # (stream position of the unit, chunk in the unit)
+
+
+class PackWindows:
+    """Packs one source from slot block `first_block` on."""
+
+    def __init__(self, plan: SourcePlan, first_block: int) -> None:
+        self.plan = plan
+        self.first_block = first_block
+        self.closed: list[Window] = plan.windows.read_all()
+        self.closed_by_end: dict[At, int] = {w.after: w.window for w in self.closed}
+        self.chunks: dict[At, tuple[pa.Table, bool]] = {}  # (tokens, last in its unit) of chunks whose window is not done
+        self.rows: dict[int, list[PackedRow]] = {}              # rows of windows that a coming block still needs
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        row = one_chunk(table)
+        if row.kind == "unit":
+            chunks = ((key.chunk, tokens, last) for key, tokens, last in self.plan.ledger.read_unit(row.unit))
+        else:
+            chunks = iter([(row.chunk, from_ipc(row.docs), row.last)])
+        blocks = [block for chunk, tokens, last in chunks for block in self._chunk((row.position, chunk), tokens, last)]
+        yield from blocks or [SLOT_BLOCK.empty_table()]
+
+    @property
+    def open_at(self) -> At:
+        """First chunk that no closed window holds."""
+        return self.closed[-1].after if self.closed else (0, 0)
+
+    def _chunk(self, at: At, tokens: pa.Table, last: bool) -> Iterator[pa.Table]:
+        self.chunks[at] = tokens, last
+        after = next_chunk(at, last)
+        if at < self.open_at:
+            number = self.closed_by_end.get(after)
+            if number is not None:
+                yield from self._blocks(self.closed[number])
+        elif self._closes(at, after):
+            yield from self._blocks(self._close(after))
+
+    def _closes(self, at: At, after: At) -> bool:
+        """Whether the open window ends with this chunk: it has its tokens, or the epoch ends."""
+        held = sum(count_tokens(tokens) for tokens, _last in self._tokens_between(self.open_at, next_chunk(at, self.chunks[at][1])))
+        epoch_ends = after[1] == 0 and after[0] % self.plan.units == 0
+        return held >= self.plan.config.pack_window_tokens or epoch_ends
+
+    def _tokens_between(self, first: At, after: At) -> Iterator[tuple[pa.Table, bool]]:
+        """Token shards of the chunks first, … up to but not with `after`; unseen ones come from the ledger."""
+        at = first
+        while at < after:
+            if at not in self.chunks:
+                self.chunks[at] = self.plan.ledger.read_tokens(ChunkKey(self.plan.place(at[0]).curated_at, at[1]))
+            yield self.chunks[at]
+            at = next_chunk(at, self.chunks[at][1])
+
+    def _close(self, after: At) -> Window:
+        number, first = len(self.closed), self.open_at
+        first_sequence = self.closed[-1].first_sequence + self.closed[-1].sequences if self.closed else 0
+        tables = [tokens for tokens, _last in self._tokens_between(first, after)]
+        rows, packed = self._pack(number, tables)
+        rows = self._pad_source_end(rows, first_sequence, after)
+        window = Window(
+            window=number, epoch=first[0] // self.plan.units, first=first, after=after, first_sequence=first_sequence,
+            sequences=len(rows), tokens=sum(map(count_tokens, tables)), padded=packed.padded, split=packed.split,
+            documents=packed.documents,
+        )
+        self.plan.windows.write(window)
+        self.closed.append(window)
+        self.closed_by_end[after] = number
+        self.rows[number] = rows
+        return window
+
+    def _pack(self, number: int, tables: list[pa.Table]) -> tuple[list[PackedRow], Rows]:
+        config = self.plan.config
+        key = (config.order_seed, self.plan.source.name, "window", number)
+        return pack_window(tables, config.seq_len, config.packing, self.plan.specials, key)
+
+    def _pad_source_end(self, rows: list[PackedRow], first_sequence: int, after: At) -> list[PackedRow]:
+        """At the very end of a source: fully masked rows up to a whole slot block."""
+        if after != (self.plan.positions, 0):
+            return rows
+        missing = -(first_sequence + len(rows)) % self.plan.config.slot_sequences
+        return rows + [empty_row(self.plan.config.seq_len, self.plan.specials)] * missing
+
+    def _window_rows(self, number: int) -> list[PackedRow]:
+        """Rows of a closed window: from memory, or packed again."""
+        if number not in self.rows:
+            window = self.closed[number]
+            rows, _packed = self._pack(number, [t for t, _last in self._tokens_between(window.first, window.after)])
+            self.rows[number] = self._pad_source_end(rows, window.first_sequence, window.after)
+        return self.rows[number]
+
+    def _blocks(self, window: Window) -> Iterator[pa.Table]:
+        """Slot blocks that are complete with this window, from `first_block` on; one row each."""
+        size = self.plan.config.slot_sequences
+        end = window.first_sequence + window.sequences
+        for block in range(max(self.first_block, window.first_sequence // size), end // size):
+            yield self._block(block, window.window)
+        self._forget(window.after, end // size * size)
+
+    def _block(self, block: int, number: int) -> pa.Table:
+        """The SLOT_BLOCK row of a block whose last sequence is in window `number`."""
+        size = self.plan.config.slot_sequences
+        rows = []
+        for sequence in reversed(range(block * size, (block + 1) * size)):
+            while sequence < self.closed[number].first_sequence:
+                number -= 1
+            rows.append(self._window_rows(number)[sequence - self.closed[number].first_sequence])
+        return slot_block(rows[::-1], self.plan.index, block, self.closed[number].epoch)
+
+    def _forget(self, after: At, next_sequence: int) -> None:
+        """Drop what no later block needs: chunks before `after`, rows before sequence `next_sequence`."""
+        self.chunks = {at: held for at, held in self.chunks.items() if at >= after}
+        self.rows = {n: r for n, r in self.rows.items() if self.closed[n].first_sequence + self.closed[n].sequences > next_sequence}
+
+
+def next_chunk(at: At, last: bool) -> At:
+    """The chunk after `at` in the stream."""
+    return (at[0] + 1, 0) if last else (at[0], at[1] + 1)
+
+
+def count_tokens(tokenized: pa.Table) -> int:
+    """Token ids in a schema.TOKENIZED table."""
+    return sum(len(chunk.values) if not chunk.offset else len(chunk.flatten()) for chunk in tokenized.column("tokens").chunks)

@@ -1,0 +1,100 @@
+"""THE stream: descriptors -> read -> dedup in order -> tokenize -> pack in order -> mix -> split.
+
+Everything that Ray must be told so that the global order of slot blocks is the same at every world size is in this
+file, with its reason (contract tests: tests/data/test_ray_contract.py):
+
+- one row is one chunk or one slot block, and `target_max_block_size` is one byte, so every row is its own Ray block:
+  no stage can see half a chunk, `mix` counts slot blocks, and the split deals whole ones round-robin;
+- `preserve_order`; in-order stages are pools of one actor with `allow_out_of_order_execution=False` and one call in
+  flight (by default Ray reorders calls whose arguments come from another node);
+- neighbouring stages ask for different CPUs, or Ray would fuse the parallel one into the single actor;
+- CPUs are small fractions, or a long-lived descriptor task holds a whole core that trainers or readers need;
+- `execution_no_progress_timeout_s=-1`: by default a paused trainer kills its own data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+
+from pretrainer.config import DataConfig
+from pretrainer.data import lookahead
+from pretrainer.data.in_order import InOrderDedup
+from pretrainer.data.mixture import Mixture
+from pretrainer.data.packer import PackWindows
+from pretrainer.data.plan import SourcePlan
+from pretrainer.data.stages import expand_positions, read_chunks, tokenize_chunk
+from pretrainer.storage import Store
+
+EXPAND_CPUS, DEDUP_CPUS, PACK_CPUS = 0.01, 0.05, 0.06
+ONE_CHUNK: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+
+
+def in_order(cpus: float) -> dict[str, Any]:
+    """Arguments of `map_batches` that make a stage see its chunks one by one and in order."""
+    return {
+        **ONE_CHUNK, "num_cpus": cpus,
+        "compute": ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
+        "allow_out_of_order_execution": False,
+    }
+
+
+def configure_context(look_ahead_chunks: int) -> ExecutionOptions:
+    """Set this process's data context for the stream; returns the execution options for `DataConfig`."""
+    context = DataContext.get_current()
+    context.execution_options = ExecutionOptions(preserve_order=True)
+    context.execution_options.verbose_progress = False
+    context.target_max_block_size = 1
+    context.execution_no_progress_timeout_s = -1
+    context.enable_progress_bars = False
+    lookahead.install(context, look_ahead_chunks)
+    return context.execution_options
+
+
+def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
+    """Slot blocks of one source from block `first_block` on, each a row and a Ray block of its own."""
+    first = start_position(plan, first_block)
+    committed = plan.ledger.committed_units()
+    held_out = Store(plan.data_uri).read(f"held_out/{plan.source.name}.sketches.arrow")
+    parallel = {**ONE_CHUNK, "num_cpus": plan.config.read_cpus}
+    return (
+        ray.data.from_arrow(pa.table({"first": [first], "end": [plan.positions]}))
+        .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=EXPAND_CPUS)
+        .map_batches(read_chunks, fn_kwargs={"plan": plan, "committed_units": committed}, **parallel)
+        .map_batches(InOrderDedup, fn_constructor_args=(plan, held_out), **in_order(DEDUP_CPUS))
+        .map_batches(tokenize_chunk, fn_kwargs={"plan": plan}, **parallel)
+        .map_batches(PackWindows, fn_constructor_args=(plan, first_block), **in_order(PACK_CPUS))
+    )
+
+
+def start_position(plan: SourcePlan, first_block: int) -> int:
+    """Stream position to read from so that slot block `first_block` comes out: its first sequence's window's start."""
+    first_sequence = first_block * plan.config.slot_sequences
+    windows = plan.windows.read_all()
+    for window in windows:
+        if first_sequence < window.first_sequence + window.sequences:
+            return window.first[0]
+    return windows[-1].after[0] if windows else 0
+
+
+def build_stream(plans: Sequence[SourcePlan], mixture: Mixture, first_block: int) -> ray.data.Dataset:
+    """The mixed stream from the mixing cycle that holds global slot block `first_block`."""
+    configure_context(plans[0].config.look_ahead_chunks)
+    _start, by_source = mixture.restart(first_block)
+    streams = [source_stream(plan, block) for plan, block in zip(plans, by_source, strict=True)]
+    if len(streams) == 1:
+        return streams[0]
+    return streams[0].mix(
+        *streams[1:], weights=[float(s) for s in mixture.shares],
+        stopping_condition=ray.data.MixStoppingCondition.STOP_ON_SHORTEST,
+    )
+
+
+def data_cpus(config: DataConfig) -> float:
+    """CPUs that the stream must find beside the trainers, or it starves: in-order actors, and one reader and tokenizer."""
+    per_source = EXPAND_CPUS + DEDUP_CPUS + PACK_CPUS
+    return len(config.sources) * per_source + 2 * config.read_cpus

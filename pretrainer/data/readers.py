@@ -1,0 +1,102 @@
+"""Readers: from the pieces of a unit to chunks of documents.
+
+A record belongs to the chunk in whose range of `chunk_bytes` it starts, counted in decompressed bytes from the
+beginning of the unit. So borders depend on content alone, and a compressed shard that is a unit has the chunks that
+its uncompressed twin has as byte ranges (but for chunks without records at its end). Content that cannot be read is
+a dead letter and never an exception; StorageError, and SourceError for a shard that is gone, changed or without the
+column, are raised.
+
+| reason | meaning |
+|---|---|
+| invalid_utf8 | bytes that are no UTF-8, or a JSON string with a lone surrogate |
+| bad_json, not_an_object | a line that is no JSON, or JSON of another type |
+| missing_column, null_text, text_not_string | a JSON object (or Parquet row) without usable text |
+| too_long | a record of more than `data.max_document_bytes` (for JSON the line counts) |
+| corrupt_shard | the rest of the shard cannot be read; the records before it are kept |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pretrainer.config import SourceConfig
+from pretrainer.data.readers_jsonl import read_jsonl
+from pretrainer.data.readers_parquet import read_parquet
+from pretrainer.data.readers_text import read_text
+from pretrainer.data.reading import Reader, Reading, Record
+from pretrainer.data.units import Piece
+from pretrainer.schema import DOCUMENTS, ChunkReport, DeadLetter
+from pretrainer.storage import BLOCK_BYTES
+
+READERS: dict[str, Reader] = {
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "text": read_text,
+}
+"""The words that `SourceConfig.format` knows, next to auto."""
+
+
+class _Chunk:
+    """Documents and report of the chunk that is being filled."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.columns: list[list[Any]] = [[], [], [], []]  # in the order of DOCUMENTS
+        self.report = ChunkReport()
+
+    def add(self, piece: Piece, record: Record) -> None:
+        self.report.read += 1
+        self.report.bytes_read += record.size
+        if record.text is None:
+            letter = DeadLetter(self.source, piece.path, record.row, record.reason, record.detail)
+            self.report.dead_letters.append(letter)
+            return
+        for column, value in zip(self.columns, (record.id, piece.shard, record.row, record.text), strict=True):
+            column.append(value)
+
+    def finish(self, last: bool) -> tuple[pa.Table, ChunkReport, bool]:
+        return pa.table(self.columns, schema=DOCUMENTS), self.report, last
+
+
+def read_unit(
+    pieces: Sequence[Piece],
+    source: SourceConfig,
+    chunk_bytes: int,
+    max_document_bytes: int,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
+    """The chunks of one unit in order: (documents as schema.DOCUMENTS, report, whether it is the last one).
+
+    There is always at least one chunk, and one without records where a long record covers its whole range. The
+    report has read, bytes_read (decompressed, text bytes for Parquet) and dead_letters; later stages fill kept and
+    dropped. `block_bytes` is how much is asked of storage at a time and changes nothing else.
+    """
+    chunk, border = _Chunk(source.name), chunk_bytes
+    for piece, record in _records(pieces, source, chunk_bytes, max_document_bytes, block_bytes):
+        while record.start >= border:
+            yield chunk.finish(last=False)
+            chunk, border = _Chunk(source.name), border + chunk_bytes
+        chunk.add(piece, record)
+    yield chunk.finish(last=True)
+
+
+def _records(
+    pieces: Sequence[Piece], source: SourceConfig, chunk_bytes: int, max_document_bytes: int, block_bytes: int
+) -> Iterator[tuple[Piece, Record]]:
+    base = 0
+    for piece in pieces:
+        reading = Reading(piece, source, chunk_bytes, max_document_bytes, block_bytes, base)
+        base += yield from _labelled(piece, READERS[reading.format](reading))
+
+
+def _labelled(piece: Piece, records: Generator[Record, None, int]) -> Generator[tuple[Piece, Record], None, int]:
+    """The reader's records with their piece; returns what the reader returns, its decompressed bytes."""
+    while True:
+        try:
+            record = next(records)
+        except StopIteration as stop:
+            return int(stop.value)
+        yield piece, record

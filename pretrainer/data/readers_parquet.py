@@ -1,0 +1,92 @@
+"""Reader of Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pretrainer.data.decompress import CorruptStreamError
+from pretrainer.data.reading import Reading, Record, document_id
+from pretrainer.errors import SourceError
+from pretrainer.storage import RetryingFile
+
+PARQUET_BATCH_ROWS = 512
+
+
+def read_parquet(reading: Reading) -> Generator[Record, None, int]:
+    """One document per row; rows are row numbers, from 0, and the size of a record is the bytes of its text.
+
+    A page is decompressed whole, so only its writer bounds the memory that it takes.
+    """
+    row = position = 0
+    with reading.open() as file:
+        try:
+            for batch in _parquet_batches(reading, file):
+                for data, identity in batch:
+                    record = _parquet_document(reading, position, row, data, identity)
+                    yield record
+                    position, row = position + record.size, row + 1
+        except CorruptStreamError as error:
+            yield reading.refused(position, 0, row, "corrupt_shard", f"from row {row:,} on: {error}")
+    return position
+
+
+def _parquet_document(reading: Reading, start: int, row: int, data: bytes | None, identity: object) -> Record:
+    if data is None:
+        return reading.refused(start, 0, row, "null_text", "the text is null")
+    record = reading.document(start, row, data)
+    return record._replace(id=document_id(identity, record.id or "")) if record.text is not None else record
+
+
+def _parquet_batches(reading: Reading, file: RetryingFile) -> Iterator[Iterator[tuple[bytes | None, object]]]:
+    """(text bytes or None, id or None) per row, in batches whose size content does not depend on."""
+    source = reading.source
+    parquet = _or_corrupt(lambda: pq.ParquetFile(pa.PythonFile(file, mode="r")))
+    columns = [source.text_column, *([source.id_column] if source.id_column else [])]
+    _check_columns(reading, parquet.schema_arrow, columns)
+    batches = parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns, use_threads=False)
+    while (batch := _or_corrupt(lambda: next(batches, None))) is not None:
+        texts = _column_bytes(batch.column(source.text_column))
+        identities = _column_bytes(batch.column(source.id_column)) if source.id_column else [None] * len(texts)
+        yield zip(texts, map(_decoded, identities), strict=True)
+
+
+def _or_corrupt(call: Callable[[], Any]) -> Any:
+    """Arrow's errors are about content: those of storage arrive as StorageError."""
+    try:
+        return call()
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptStreamError(str(error)) from None
+
+
+def _check_columns(reading: Reading, schema: pa.Schema, columns: Sequence[str]) -> None:
+    where = f"source {reading.source.name}: shard {reading.piece.path}"
+    for column in columns:
+        if column not in schema.names:
+            there = ", ".join(schema.names)
+            raise SourceError(f"{where} has no column {column!r}, only {there}: set text_column or id_column")
+    kind = schema.field(columns[0]).type
+    if not _is_text(kind):
+        raise SourceError(f"{where}: column {columns[0]!r} holds {kind}, not text: set text_column to another one")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    types = pa.types
+    return any(test(plain) for test in (types.is_string, types.is_large_string, types.is_string_view,
+                                        types.is_binary, types.is_large_binary, types.is_binary_view))
+
+
+def _column_bytes(column: pa.Array) -> list[Any]:
+    """Python values; text stays bytes, because Parquet does not promise that strings are UTF-8."""
+    if not _is_text(column.type):
+        return column.to_pylist()
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    return plain.cast(pa.large_binary()).to_pylist()
+
+
+def _decoded(value: object) -> object:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,0 +1,104 @@
+"""What every reader speaks: a `Reading` goes in, `Record`s come out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pretrainer.config import SourceConfig
+from pretrainer.data.units import Piece, shard_format
+from pretrainer.errors import SourceError
+from pretrainer.storage import RetryingFile, Store, redact
+
+NEWLINE = b"\n"
+
+
+class Record(NamedTuple):
+    """One record or dead letter (text None, reason set) as a reader gives it.
+
+    `start` places it in the unit (decompressed bytes); `size` is the bytes it took, `row` its number in the shard.
+    """
+
+    start: int
+    size: int
+    row: int
+    id: str | None
+    text: str | None
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader is given: one piece, the config, the limits, and where the piece starts in the unit."""
+
+    piece: Piece
+    source: SourceConfig
+    chunk_bytes: int
+    max_document_bytes: int
+    block_bytes: int
+    base: int
+
+    @property
+    def format(self) -> str:
+        return shard_format(self.piece.path, self.source.format)[0]
+
+    @property
+    def compression(self) -> str | None:
+        return shard_format(self.piece.path, self.source.format)[1]
+
+    @property
+    def is_whole(self) -> bool:
+        return self.piece.end is None
+
+    def open(self) -> RetryingFile:
+        """The shard's file; SourceError if it is gone or has another size than in the manifest."""
+        where = f"source {self.source.name}: shard {self.piece.path} below {redact(self.piece.root)}"
+        try:
+            file = Store(self.piece.root).file(self.piece.path)
+        except FileNotFoundError:
+            raise SourceError(f"{where} is missing: put it back, or begin a new run") from None
+        if file.size != self.piece.size:
+            raise SourceError(f"{where} changed (size {self.piece.size:,} -> {file.size:,} bytes): "
+                              "put the old object back, or begin a new run")
+        return file
+
+    def default_id(self, row: int) -> str:
+        return f"{self.piece.path}#{row}"
+
+    def refused(self, start: int, size: int, row: int, reason: str, detail: str) -> Record:
+        return Record(self.base + start, size, row, None, None, reason, detail)
+
+    def document(self, start: int, row: int, data: bytes, size: int | None = None) -> Record:
+        """The record of one text, or its dead letter."""
+        taken = len(data) if size is None else size
+        if len(data) > self.max_document_bytes:
+            detail = f"{len(data):,} bytes, at most {self.max_document_bytes:,}"
+            return self.refused(start, taken, row, "too_long", detail)
+        try:
+            return Record(self.base + start, taken, row, self.default_id(row), data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            detail = f"{error.reason} at byte {error.start} of the record"
+            return self.refused(start, taken, row, "invalid_utf8", detail)
+
+
+Reader = Callable[[Reading], Generator[Record, None, int]]
+"""Yields the records of a piece and returns its decompressed bytes."""
+
+
+def has_surrogate(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def document_id(value: object, default: str) -> str:
+    """The id as a string (numbers and others as JSON writes them), or the default if there is none."""
+    if value is None or value == "":
+        return default
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return default if has_surrogate(text) else text

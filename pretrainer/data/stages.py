@@ -1,0 +1,136 @@
+"""The stateless stages of the stream as plain functions over one-row tables; `pipeline.py` chains them with Ray.
+
+Between stages one row is one chunk, so no stage can see half a chunk or two. A row is `fresh` (documents on their way
+through curation), `tokens` (a committed chunk read back) or `unit` (a unit of a later epoch, to be read by the packer).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pretrainer.data.dedup import Sketches, signatures
+from pretrainer.data.filters import apply_preset
+from pretrainer.data.ledger import ChunkKey
+from pretrainer.data.normalise import normalise_texts
+from pretrainer.data.plan import SourcePlan
+from pretrainer.data.readers import read_unit
+from pretrainer.errors import StreamError
+from pretrainer.schema import TOKENIZED, ChunkReport, DeadLetter, from_ipc, to_ipc
+
+CHUNK_ROW = pa.schema([
+    ("position", pa.int64()),       # stream position of the unit, over all epochs
+    ("unit", pa.int64()),           # curation position of the unit
+    ("chunk", pa.int32()),
+    ("last", pa.bool_()),
+    ("kind", pa.string()),          # fresh, tokens, unit
+    ("report", pa.string()),        # JSON of a ChunkReport, for fresh rows
+    ("docs", pa.large_binary()),    # IPC of DOCUMENTS (fresh) or TOKENIZED (tokens)
+    ("sketches", pa.large_binary()),
+])
+
+
+@dataclass(frozen=True)
+class ChunkRow:
+    """One CHUNK_ROW, its binary cells still in Arrow memory."""
+
+    position: int
+    unit: int
+    chunk: int
+    last: bool
+    kind: str
+    report: ChunkReport | None
+    docs: pa.Buffer | None
+    sketches: pa.Buffer | None
+
+    @property
+    def key(self) -> ChunkKey:
+        return ChunkKey(self.unit, self.chunk)
+
+
+def chunk_row(position: int, key: ChunkKey, last: bool, kind: str, report: ChunkReport | None = None,
+              docs: pa.Table | None = None, sketches: Sketches | None = None) -> pa.Table:
+    """A CHUNK_ROW table of one row."""
+    values = (position, key.unit, key.chunk, last, kind, json.dumps(asdict(report)) if report else "",
+              to_ipc(docs) if docs is not None else b"", to_ipc(sketches.to_table()) if sketches is not None else b"")
+    return pa.table([pa.array([v], f.type) for v, f in zip(values, CHUNK_ROW, strict=True)], schema=CHUNK_ROW)
+
+
+def one_chunk(table: pa.Table) -> ChunkRow:
+    """The row of a CHUNK_ROW table; stops the run where Ray gave anything but one whole chunk."""
+    if table.num_rows != 1:
+        raise StreamError(f"a stage was called with {table.num_rows} chunks instead of 1: Ray's batching changed")
+    cells = {name: table.column(name)[0] for name in CHUNK_ROW.names}
+    report = cells["report"].as_py()
+    return ChunkRow(
+        **{name: cells[name].as_py() for name in ("position", "unit", "chunk", "last", "kind")},
+        report=parse_report(report) if report else None,
+        docs=cells["docs"].as_buffer(), sketches=cells["sketches"].as_buffer(),
+    )
+
+
+def parse_report(text: str) -> ChunkReport:
+    raw = json.loads(text)
+    return ChunkReport(**{**raw, "dead_letters": [DeadLetter(**d) for d in raw["dead_letters"]]})
+
+
+def expand_positions(table: pa.Table) -> Iterator[pa.Table]:
+    """Descriptor rows: the stream positions first, first + 1, … end - 1, one row each."""
+    for position in range(table.column("first")[0].as_py(), table.column("end")[0].as_py()):
+        yield pa.table({"position": pa.array([position], pa.int64())})
+
+
+def read_chunks(table: pa.Table, plan: SourcePlan, committed_units: int) -> Iterator[pa.Table]:
+    """Position -> its chunks: read, normalised, filtered and sketched, or read back where they are committed."""
+    position = table.column("position")[0].as_py()
+    place = plan.place(position)
+    if place.curated_at < committed_units:
+        for key, tokens, last in plan.ledger.read_unit(place.curated_at):
+            yield chunk_row(position, key, last, "tokens", docs=tokens)
+    elif place.epoch > 0:
+        yield chunk_row(position, ChunkKey(place.curated_at, 0), True, "unit")
+    else:
+        for chunk, (docs, report, last) in enumerate(raw_chunks(plan, place.unit)):
+            kept, sketches = curate_chunk(plan, docs, report)
+            yield chunk_row(position, ChunkKey(place.curated_at, chunk), last, "fresh", report, kept, sketches)
+
+
+def raw_chunks(plan: SourcePlan, unit: int) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
+    """(documents, report, last) of every chunk of a unit, as the reader gives them."""
+    return read_unit(plan.unit_plan.pieces(unit), plan.source, plan.config.chunk_bytes, plan.config.max_document_bytes)
+
+
+def curate_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport) -> tuple[pa.Table, Sketches]:
+    """The stateless half of curation: normalise, filter (drops are counted in `report`), sketch for dedup."""
+    texts = normalise_texts(docs.column("text").combine_chunks())
+    reasons = apply_preset(plan.source.preset, texts)
+    for reason in reasons:
+        if reason is not None:
+            report.drop(reason)
+    keep = pa.array([reason is None for reason in reasons], pa.bool_())
+    kept = docs.set_column(docs.schema.get_field_index("text"), "text", texts).filter(keep)
+    return kept, signatures(kept.column("text").combine_chunks(), plan.config.dedup)
+
+
+def tokenize_chunk(table: pa.Table, plan: SourcePlan) -> pa.Table:
+    """Kept documents -> token ids; writes the token shard and then the ledger record."""
+    row = one_chunk(table)
+    if row.kind != "fresh":
+        return table
+    assert row.report is not None
+    tokenized = tokenize_documents(plan, from_ipc(row.docs))
+    plan.ledger.commit(row.key, row.last, tokenized, row.report)
+    return chunk_row(row.position, row.key, row.last, "tokens", docs=tokenized)
+
+
+def tokenize_documents(plan: SourcePlan, docs: pa.Table) -> pa.Table:
+    """schema.DOCUMENTS -> schema.TOKENIZED."""
+    texts = docs.column("text").combine_chunks()
+    flat, offsets = plan.tokenizer.encode_batch(texts.to_pylist())
+    tokens = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat, pa.uint32()))
+    lengths = pc.binary_length(texts).cast(pa.int32())
+    return pa.table([docs.column("id"), docs.column("shard"), docs.column("row"), lengths, tokens], schema=TOKENIZED)

@@ -1,0 +1,50 @@
+"""Errors of the product.
+
+    PretrainerError
+    ├── UserError          the person can mend it: one message with the remedy, exit code 2
+    │   ├── ConfigError    a field of the config
+    │   └── SourceError    an input that is missing, empty or unreadable
+    ├── StorageError       object storage failed after its retries, exit code 3
+    ├── BadDataError       more dead letters than the config allows, exit code 4
+    └── StreamError        the stream broke a promise (gap, repeat, changed bytes), exit code 5
+
+All of them survive pickling (Ray carries them between processes) because the message is their only argument.
+"""
+
+
+class PretrainerError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(PretrainerError):
+    """A mistake that the person can mend; the message says what happened, the value and the remedy."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config field has a wrong name or value."""
+
+
+class SourceError(UserError):
+    """A source is missing, empty, unreadable or has not the columns that the config names."""
+
+
+class StorageError(PretrainerError):
+    """Storage failed for good (after retries), or a record exists with other bytes."""
+
+    exit_code = 3
+
+
+class BadDataError(PretrainerError):
+    """The share of dead letters passed `data.max_dead_letter_share`."""
+
+    exit_code = 4
+
+
+class StreamError(PretrainerError):
+    """The token stream is not the one that the run is defined by; nothing of it is trained on."""
+
+    exit_code = 5

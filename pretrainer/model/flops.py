@@ -1,0 +1,65 @@
+"""What a step costs: floating-point operations, the peak of the device, bytes of memory."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pretrainer.config import ModelConfig
+from pretrainer.model.presets import block_parameters, parameter_count
+
+# Dense bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets; the first name found in the device's name counts,
+# so longer names stand before the shorter ones that they contain.
+PEAK_FLOPS: dict[str, float] = {
+    "B200": 2.25e15,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 150e12,
+    "A30": 165e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+}
+
+
+def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> int:
+    """Training FLOPs per token, forward and backward: 6 N + 12 L H S.
+
+    PaLM, appendix B (Chowdhery et al. 2022, arXiv:2204.02311): attention counts in full although half of it is masked,
+    recomputation does not count. N leaves out an input table that is not also the output layer: a look-up multiplies
+    nothing.
+    """
+    active = parameter_count(config, vocab_size) - (0 if config.tie_embeddings else vocab_size * config.hidden)
+    return 6 * active + 12 * config.layers * config.hidden * seq_len
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device by its name (torch.cuda.get_device_name()); None where it is not known."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
+
+
+def model_flops_utilization(tokens_per_s: float, flops_per_token: int, workers: int, device_name: str) -> float | None:
+    """MFU from 0 to 1 over all workers; None where the peak of the device is not known."""
+    peak = peak_flops(device_name)
+    return None if peak is None else tokens_per_s * flops_per_token / (workers * peak)
+
+
+def memory_estimate_bytes(
+    config: ModelConfig, vocab_size: int, workers: int, precision: Literal["float32", "bfloat16"]
+) -> int:
+    """Bytes per worker for parameters, gradients and optimizer states; activations and fragmentation come on top.
+
+    Sharded over the workers: float32 parameters and gradients and both AdamW moments (16 bytes per parameter). Whole on
+    every worker: the float32 gradients that are summed over micro-batches before they are reduced, and the gathered
+    parameters of the root (embeddings, final norm) and of two blocks (the one that runs and the one fetched ahead).
+    """
+    parameters = parameter_count(config, vocab_size)
+    gathered = parameters - (config.layers - min(2, config.layers)) * block_parameters(config)
+    return 16 * -(-parameters // workers) + 4 * parameters + gathered * (2 if precision == "bfloat16" else 4)

@@ -1,0 +1,98 @@
+"""Continue a prompt. Draws are counter-based: the n-th new token depends on the logits, the seed and n alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from pretrainer.model.transformer import KVCache
+
+
+def _uniform(seed: int, index: int) -> float:
+    digest = hashlib.sha256(f"sample/{seed}/{index}".encode()).digest()
+    return (int.from_bytes(digest[:8], "little") >> 11) / 2.0**53  # in [0, 1)
+
+
+def choose(logits: Tensor, temperature: float, top_k: int | None, uniform: float) -> int:
+    """One token id from logits [V]: the largest at temperature 0, else where the distribution passes `uniform` in [0,
+    1).
+
+    top_k keeps the k most probable tokens (Fan et al. 2018); None or a k beyond the vocabulary keeps all.
+    """
+    logits = logits.double().cpu()
+    if temperature <= 0:
+        return int(logits.argmax())
+    keep = min(top_k or logits.numel(), logits.numel())
+    values, ids = logits.topk(keep)
+    cumulative = (values / temperature).softmax(dim=0).cumsum(dim=0)
+    index = torch.searchsorted(cumulative, uniform * cumulative[-1].item(), right=True)
+    return int(ids[min(int(index), keep - 1)])
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    seed: int = 0,
+    stop_id: int | None = None,
+    device: torch.device | str = "cpu",
+) -> list[int]:
+    """New token ids after the prompt, with a key-value cache; the stop id ends the text and is not returned."""
+    was_training = model.training
+    model.eval()
+    cache, new_ids, given = KVCache(), [], list(prompt_ids)
+    for index in range(max_new_tokens):
+        start = cache.length
+        tokens = torch.tensor([given], device=device)
+        logits = model(tokens, torch.arange(start, start + len(given), device=device)[None], None, cache)
+        token = choose(logits[0, -1], temperature, top_k, _uniform(seed, index))
+        if token == stop_id:
+            break
+        new_ids.append(token)
+        given = [token]
+    model.train(was_training)
+    return new_ids
+
+
+def _agree(token: int, device: torch.device | str) -> int:
+    # Ranks on unlike hardware may round logits differently; one that stops earlier than the others would hang them.
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return token
+    box = torch.tensor([token], device=device)
+    dist.broadcast(box, src=0)
+    return int(box)
+
+
+@torch.no_grad()
+def generate_in_lockstep(
+    model: nn.Module,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    seed: int = 0,
+    stop_id: int | None = None,
+    device: torch.device | str = "cpu",
+) -> list[int]:
+    """`generate` without a cache, for a sharded model: all ranks call it alike and get the same tokens."""
+    was_training = model.training
+    model.eval()
+    ids = list(prompt_ids)
+    for index in range(max_new_tokens):
+        logits = model(torch.tensor([ids], device=device), torch.arange(len(ids), device=device)[None])
+        token = _agree(choose(logits[0, -1], temperature, top_k, _uniform(seed, index)), device)
+        if token == stop_id:
+            break
+        ids.append(token)
+    if isinstance(model, FSDPModule):
+        model.reshard()  # without a backward pass the root would stay gathered
+    model.train(was_training)
+    return ids[len(prompt_ids):]

@@ -1,0 +1,101 @@
+"""MLflow, and nothing else knows it: one run per training, found again after a restart by its id."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+# MLflow writes telemetry to the network by default; a training job has no business there.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+STATUS = {"completed": "FINISHED", "stopped": "KILLED", "preempted": "KILLED", "failed": "FAILED"}
+
+
+class Tracker:
+    """One MLflow run. Connects on first use, so that it can travel to the actor that owns it."""
+
+    def __init__(self, uri: str, experiment: str, artifact_root: str | None, run_name: str, run_id: str | None,
+                 params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        self.uri, self.experiment, self.artifact_root = uri, experiment, artifact_root
+        self.run_name, self.run_id, self.params, self.tags = run_name, run_id, dict(params), dict(tags)
+        self._client: Any = None
+
+    def start(self) -> str:
+        """Open the run (or the one of `run_id` again); returns its id."""
+        if self._client is not None:
+            return self.run_id or ""
+        from mlflow import MlflowClient
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        self._client = MlflowClient(self.uri)
+        if self.run_id is None:
+            self.run_id = self._client.create_run(self._experiment_id(), run_name=self.run_name, tags=self.tags).info.run_id
+            self._log_params()
+        else:
+            self._client.update_run(self.run_id, status="RUNNING")
+        return self.run_id
+
+    def _experiment_id(self) -> str:
+        found = self._client.get_experiment_by_name(self.experiment)
+        return found.experiment_id if found else self._client.create_experiment(self.experiment, artifact_location=self.artifact_root)
+
+    def _log_params(self) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, str(value)[:500]) for name, value in self.params.items()]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def log_event(self, event: Mapping[str, Any]) -> None:
+        """Metrics of an event of train.recorder.Recorder."""
+        metrics = EVENT_METRICS.get(event["kind"], lambda _event: [])(event)
+        if metrics:
+            self.log_metrics(metrics)
+
+    def log_metrics(self, values: list[tuple[str, float, int]]) -> None:
+        """(name, value, step) triples."""
+        from mlflow.entities import Metric
+
+        self.start()
+        now = int(time.time() * 1000)
+        self._client.log_batch(self.run_id, metrics=[Metric(name, float(value), now, step) for name, value, step in values])
+
+    def finish(self, status: str, artifacts: Mapping[str, str]) -> None:
+        """Text artifacts by file name, then the true status of the run."""
+        self.start()
+        for name, text in artifacts.items():
+            self._client.log_text(self.run_id, text, name)
+        self._client.set_terminated(self.run_id, status=STATUS[status])
+
+
+def _step_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    out = [(f"train/{name}", step[name], step["step"]) for step in event["steps"] for name in ("loss", "grad_norm", "learning_rate")]
+    if event["steps"]:
+        last = event["steps"][-1]["step"]
+        out += [(f"speed/{name}", event[name], last) for name in ("tokens_per_s", "data_wait_fraction", "world_size")]
+        out += [("speed/mfu", event["mfu"], last)] if event["mfu"] is not None else []
+        out.append(("train/tokens", event["tokens"], last))
+    return out
+
+
+def _validation_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    return [(f"validation/{source}/{name}", values[name], event["step"])
+            for source, values in event["sources"].items() for name in ("loss", "perplexity", "bits_per_byte")]
+
+
+EVENT_METRICS = {"steps": _step_metrics, "validation": _validation_metrics}
+
+
+def default_uri(storage: str, is_local: bool) -> tuple[str, str | None]:
+    """(tracking URI, artifact root) when the config names none: sqlite and artifacts beside the runs, or in the home folder."""
+    folder = Path(storage if is_local else "~/pretrainer-runs").expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder}/mlflow.db", (folder / "mlflow-artifacts").as_uri()

@@ -1,0 +1,105 @@
+"""Slot blocks for the trainer: who holds which, what the model is given, and the digest of it.
+
+Shapes: K sequences per slot block, S = seq_len, so a block holds K * (S + 1) token ids; G slot blocks per step, W
+ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrainer.schema import Batch
+from pretrainer.train.step import IGNORE, MicroBatch, dropout_seed
+
+
+def owned_blocks(step: int, blocks_per_step: int, rank: int, world: int, dealt_from: int = 0) -> range:
+    """Global numbers n of this step's slot blocks that the rank holds: step G <= n < (step + 1) G, n mod W = rank.
+
+    After a restart the stream is dealt from slot block `dealt_from` on, which goes to rank 0.
+    """
+    start, end = step * blocks_per_step, (step + 1) * blocks_per_step
+    return range(start + (rank + dealt_from - start) % world, end, world)
+
+
+def max_blocks(step: int, blocks_per_step: int, world: int) -> int:
+    """Slot blocks of this step's busiest rank, the one that holds its first block; the others run dummies up to it."""
+    return len(owned_blocks(step, blocks_per_step, step * blocks_per_step % world, world))
+
+
+def valid_targets(batch: Batch) -> int:
+    """Targets that carry loss in a slot block; from numpy alone, before anything is on the device."""
+    return int(np.count_nonzero(batch.has_target()))
+
+
+def to_tensor(batch: Batch, device: torch.device | str = "cpu") -> Tensor:
+    """The block's token ids [K, S + 1] int64 on the device: the tensor that the micro-batches are views of."""
+    return torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
+
+
+def document_table(starts: np.ndarray, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, document ids), each [rows, width] int64, of a block with documents starting at these offsets.
+
+    Positions count from the start of each document or of the rest of one; ids count documents within a row from 0.
+    Every row starts one, whether or not its offset is listed.
+    """
+    is_start = np.zeros((rows, width), dtype=bool)
+    is_start.ravel()[starts] = True
+    is_start[:, 0] = True
+    columns = np.broadcast_to(np.arange(width, dtype=np.int64), (rows, width))
+    begin = np.maximum.accumulate(np.where(is_start, columns, 0), axis=1)
+    return columns - begin, np.cumsum(is_start, axis=1, dtype=np.int64) - 1
+
+
+def micro_batches(
+    tokens: Tensor,
+    batch: Batch,
+    *,
+    sequences: int,
+    document_mask: bool,
+    run_seed: int,
+    step: int,
+    slot_block: int,
+) -> list[MicroBatch]:
+    """Split a slot block, its ids on the device as `tokens` [K, S + 1] (see `to_tensor`), into forward passes of `sequences` rows each.
+
+    document_mask keeps attention inside documents and restarts positions there; without it a row is one text.
+    slot_block is the block's global number in the run. A micro-batch whose rows hold one document each needs no mask
+    and gets None.
+    """
+    rows, width = tokens.shape
+    positions, documents = document_table(batch.starts if document_mask else batch.starts[:0], rows, width)
+    inputs = tokens[:, :-1]
+    has_target = torch.from_numpy(batch.has_target()).to(tokens.device)
+    targets = tokens[:, 1:].masked_fill(~has_target, IGNORE)
+    result = []
+    for index, first in enumerate(range(0, rows, sequences)):
+        cut = slice(first, first + sequences)
+        ids = documents[cut, :-1]
+        result.append(MicroBatch(
+            inputs=inputs[cut],
+            targets=targets[cut],
+            positions=torch.from_numpy(positions[cut, :-1].copy()).to(tokens.device),
+            document_ids=torch.from_numpy(ids.copy()).to(tokens.device) if ids.any() else None,
+            seed=dropout_seed(run_seed, step, slot_block, index),
+        ))
+    return result
+
+
+def block_digest(tokens: Tensor) -> str:
+    """SHA-256, hex, of all K * (S + 1) ids as uint32 little-endian, read back from the tensor that the model gets."""
+    return hashlib.sha256(tokens.cpu().numpy().astype("<u4").tobytes()).hexdigest()
+
+
+def step_digest(block_digests: Sequence[str]) -> str:
+    """SHA-256, hex, over the raw digests of a step's blocks in slot order."""
+    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in block_digests)).hexdigest()
+
+
+def chain(previous_order_digest: str, step_digest: str) -> str:
+    """The run's order digest after one more step: SHA-256, hex, over both raw digests; the first `previous` is ''."""
+    return hashlib.sha256(bytes.fromhex(previous_order_digest) + bytes.fromhex(step_digest)).hexdigest()

@@ -1,0 +1,158 @@
+"""Sharded checkpoints in torch's distributed format (DCP), torch alone.
+
+A checkpoint folder holds `.metadata` and `__<rank>_*.distcp` (DCP), `state.json` (rank 0) and one
+`digests.rank<r>.json` per rank. Each rank writes into a folder of its own; their union is the checkpoint. Tensors are
+saved by parameter name, as `model.<name>`, `exp_avg.<name>` and `exp_avg_sq.<name>`, so any world size loads them.
+`.metadata` is a pickle: it is opened only after every file has its digest. The digests find damage and torn uploads;
+they do not prove who wrote the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from pretrainer.errors import StorageError
+
+FORMAT = 1
+STATE_FILE = "state.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _rank_and_world() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def _single_process_is_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    # Detached views share storage with the parameters, so loading into them fills the model.
+    named = dict(model.named_parameters())
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in named.items()}
+    if optimizer is not None:
+        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for name, p in named.items() for moment in _MOMENTS}
+    return tensors
+
+
+def _optimizer_step(optimizer: torch.optim.Optimizer) -> int:
+    # AdamW counts per parameter, and train_step updates all of them or none.
+    counts = {int(state["step"]) for state in optimizer.state.values()}
+    assert len(counts) == 1, f"parameters were updated unequally often: {sorted(counts)}"
+    return counts.pop()
+
+
+def _set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    for state in optimizer.state.values():
+        state["step"].fill_(step)
+
+
+def file_digest(path: Path) -> dict[str, Any]:
+    """{"sha256": hex, "bytes": size} of a file."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def save_sharded(
+    model: nn.Module, optimizer: torch.optim.Optimizer, extra_state: dict[str, Any], folder: str | Path
+) -> None:
+    """Write this rank's part of a checkpoint into its own empty folder; every rank calls it.
+
+    extra_state is JSON-able and taken from rank 0. The optimizer comes from `build_optimizer`, so its state is
+    complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    assert not any(folder.iterdir()), f"{folder} is not empty"
+    rank, world = _rank_and_world()
+    # No fsync: the folder is uploaded right after, and its digests are checked at load.
+    writer = dcp.FileSystemWriter(folder, sync_files=False)
+    with _single_process_is_meant():
+        dcp.save(_tensors(model, optimizer), storage_writer=writer, no_dist=not dist.is_initialized())
+    if rank == 0:
+        state = {"format": FORMAT, "optimizer_step": _optimizer_step(optimizer), "extra": extra_state}
+        (folder / STATE_FILE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+    files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    record = {"format": FORMAT, "rank": rank, "world": world, "files": files}
+    (folder / f"digests.rank{rank}.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StorageError(f"checkpoint file {path} is missing or damaged: use an older checkpoint") from error
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    first = _read_record(folder / "digests.rank0.json")
+    if first.get("format") != FORMAT:
+        raise StorageError(f"checkpoint {folder} has format {first.get('format')!r}, this version reads {FORMAT}")
+    return [first, *(_read_record(folder / f"digests.rank{rank}.json") for rank in range(1, first["world"]))]
+
+
+def verify(folder: str | Path) -> None:
+    """Check every file of a checkpoint against the digests of all ranks, without unpickling anything.
+
+    Raises StorageError for a missing, changed or extra file.
+    """
+    folder = Path(folder)
+    records = _records(folder)
+    expected = {name: digest for record in records for name, digest in record["files"].items()}
+    listed = set(expected) | {f"digests.rank{rank}.json" for rank in range(len(records))}
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    for problem, names in (("lacks", listed - present), ("has the unknown", present - listed)):
+        if names:
+            raise StorageError(f"checkpoint {folder} {problem} file {min(names)}: use an older checkpoint")
+    for name, digest in sorted(expected.items()):
+        if file_digest(folder / name) != digest:
+            raise StorageError(f"checkpoint file {folder / name} differs from its digest: use an older checkpoint")
+
+
+def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path) -> dict[str, Any]:
+    """Fill model and optimizer in place from a whole checkpoint folder, at any world size; returns its extra_state.
+
+    Every rank calls it. Raises StorageError when `verify` does.
+    """
+    folder = Path(folder)
+    verify(folder)
+    tensors = _tensors(model, optimizer)
+    with _single_process_is_meant():
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
+    state = json.loads((folder / STATE_FILE).read_text())
+    _set_optimizer_step(optimizer, state["optimizer_step"])
+    return state["extra"]
+
+
+def load_full_state_dict(folder: str | Path) -> dict[str, Tensor]:
+    """Parameter name -> whole float32 tensor on the CPU, for export; one process, no process group.
+
+    Raises StorageError when `verify` does.
+    """
+    folder = Path(folder)
+    verify(folder)
+    reader = dcp.FileSystemReader(folder)
+    stored = reader.read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.empty(meta.size, dtype=meta.properties.dtype)
+        for key, meta in stored.items()
+        if key.startswith("model.") and isinstance(meta, TensorStorageMetadata)
+    }
+    with _single_process_is_meant():
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return {key.removeprefix("model."): tensor for key, tensor in tensors.items()}

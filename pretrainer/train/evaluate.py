@@ -1,0 +1,54 @@
+"""Held-out loss in lockstep on all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from pretrainer.train.step import IGNORE, MicroBatch, all_reduce_sum, nll_sum
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The same numbers on every rank."""
+
+    loss: float  # nats per target token
+    perplexity: float  # exp(loss); a uniform guess has the vocabulary size
+    bits_per_byte: float  # of the text behind the targets; does not depend on the tokenizer
+    targets: int
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Total negative log-likelihood in nats of a text, per byte of it, in bits."""
+    return nats / (math.log(2) * max(1, text_bytes))
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Sequence[MicroBatch], text_bytes: int, rank: int = 0, world: int = 1
+) -> Evaluation:
+    """Mean negative log-likelihood over held-out micro-batches.
+
+    Every rank gives the same non-empty list and evaluates every world-th of it; all make the same number of forward
+    passes. text_bytes is the UTF-8 length of the text behind all valid targets.
+    """
+    was_training = model.training
+    model.eval()
+    nats = torch.zeros((), dtype=torch.float64, device=batches[0].inputs.device)
+    count = 0
+    for first in range(0, len(batches), world):
+        mine = first + rank
+        batch, live = batches[min(mine, len(batches) - 1)], mine < len(batches)
+        nats += nll_sum(model, batch, live)
+        count += int((batch.targets != IGNORE).sum()) if live else 0
+    if isinstance(model, FSDPModule):
+        model.reshard()  # without a backward pass the root would stay gathered
+    model.train(was_training)
+    total, targets = all_reduce_sum([nats.item(), count], nats.device)
+    loss = total / max(1, targets)
+    return Evaluation(loss, math.exp(min(loss, 700.0)), bits_per_byte(total, text_bytes), int(targets))

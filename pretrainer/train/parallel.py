@@ -1,0 +1,55 @@
+"""FSDP2 around the one-device model. The order, once and for all: build on meta, shard each block, shard the root,
+allocate; then `init_weights` or `load_sharded` fills the parameters, and the optimizer is built last.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from pretrainer.config import ModelConfig, TrainConfig
+from pretrainer.model.transformer import Transformer
+
+
+def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Type of matrix products: as configured, and for "auto" bfloat16 on GPUs that have it, float32 elsewhere."""
+    if config.precision != "auto":
+        return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def data_mesh(device: torch.device) -> DeviceMesh:
+    """All ranks of the process group in one data-parallel dimension."""
+    return init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("data",))
+
+
+def shard(model: Transformer, mesh: DeviceMesh, precision: torch.dtype, device: torch.device) -> Transformer:
+    """Shard the model in place over the mesh (FSDP2, Zhao et al. 2023, arXiv:2304.11277) and allocate it if it is on
+    meta.
+
+    Parameters, gradients and their reduction stay float32; only gathered parameters and activations have `precision`.
+    Gradients are summed over ranks, not averaged: `train_step` has divided by the global number of targets already.
+    """
+    # RoPE tables are inputs of the blocks and must stay float32, so nothing is cast at block boundaries.
+    param_dtype = None if precision == torch.float32 else precision
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # Else the factor 1 becomes a premultiplied sum, which gloo does not have.
+            module.set_force_sum_reduction_for_comms(True)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device=device)
+    return model
+
+
+def build_sharded(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
+    """An allocated, sharded model whose parameters are still to be filled; every rank of the process group calls it."""
+    with torch.device("meta"):
+        model = Transformer(config, vocab_size)
+    return shard(model, data_mesh(device), precision_for(train, device), device)

@@ -1,0 +1,131 @@
+"""One optimizer step, torch alone: forward and backward over this rank's micro-batches, check, clip, update.
+
+A step trains the same global batch at every world size W: losses are summed over all valid targets of all ranks and
+divided once by their global number, gradients are summed over ranks, and ranks with fewer micro-batches run dummy
+ones.
+
+Shapes: b rows of one micro-batch, S tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+IGNORE = -100  # target that carries no loss; cross_entropy's own default
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The rows of one forward pass, on the model's device."""
+
+    inputs: Tensor  # [b, S] int64
+    targets: Tensor  # [b, S] int64, IGNORE where nothing is predicted
+    positions: Tensor  # [b, S] int64, counted from the start of each document
+    document_ids: Tensor | None  # [b, S] int64, or None where every row may attend to all of itself
+    seed: int = 0  # of dropout
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, the same on every rank."""
+
+    loss: float  # mean negative log-likelihood over the global batch, in nats per target
+    grad_norm: float  # global norm before clipping
+    applied: bool  # False when loss or gradient was not finite and the weights were left as they were
+
+
+def dropout_seed(run_seed: int, step: int, slot_block: int, micro_batch: int) -> int:
+    """Seed of one forward pass; it names the data, never the rank, so dropout does not depend on the world size."""
+    key = f"{run_seed}/dropout/{step}/{slot_block}/{micro_batch}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+
+
+def all_reduce_sum(values: Sequence[float], device: torch.device | str) -> list[float]:
+    """Sums over the ranks as float64, exact for integers up to 2**53; without a process group the values themselves."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def nll_sum(model: nn.Module, batch: MicroBatch, live: bool = True) -> Tensor:
+    """Negative log-likelihood summed over the valid targets, float32 scalar; 0 with a zero gradient when not live."""
+    logits = model(batch.inputs, batch.positions, batch.document_ids)  # [b, S, V]
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="none")
+    # `where`, not a product: 0 * NaN is NaN.
+    keep = (batch.targets.flatten() != IGNORE) & live
+    return torch.where(keep, nll, 0.0).sum()
+
+
+def _sync_on(model: nn.Module, is_last: bool) -> None:
+    # Gradients of earlier micro-batches add up unsharded; one reduce-scatter per step instead of one per micro-batch.
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+        model.set_is_last_backward(is_last)
+
+
+def accumulate_gradients(model: nn.Module, batches: Sequence[MicroBatch], dummies: int, denominator: float) -> Tensor:
+    """Forward and backward over all micro-batches and `dummies` masked repeats of the last; this rank's nll sum."""
+    assert batches, "a rank without a micro-batch has no valid row for its dummies: W must not exceed G"
+    runs = [(batch, True) for batch in batches] + [(batches[-1], False)] * dummies
+    total = torch.zeros((), dtype=torch.float64, device=batches[0].inputs.device)
+    for index, (batch, live) in enumerate(runs):
+        _sync_on(model, index == len(runs) - 1)
+        torch.manual_seed(batch.seed)
+        nll = nll_sum(model, batch, live)
+        (nll / denominator).backward()
+        total += nll.detach()
+    return total
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Global L2 norm of the gradient over all ranks' shards, a plain scalar; NaN or Inf when any element is."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[MicroBatch],
+    dummies: int,
+    global_targets: int,
+    learning_rate: float,
+    clip_norm: float,
+) -> StepResult:
+    """Train on one global batch; every rank calls it with its own micro-batches.
+
+    dummies: how many micro-batches more the busiest rank has. global_targets: valid targets of all ranks together;
+    loss and gradient are divided by max(1, global_targets). When loss or gradient norm is not finite, the weights and
+    the optimizer stay untouched on all ranks alike and the result says applied=False. Clipping: Pascanu et al. 2013,
+    arXiv:1211.5063.
+    """
+    denominator = float(max(1, global_targets))
+    local = accumulate_gradients(model, batches, dummies, denominator)
+    (nll,) = all_reduce_sum([local.item()], local.device)
+    norm = gradient_norm(model)
+    loss, grad_norm = nll / denominator, norm.item()
+    applied = math.isfinite(loss) and math.isfinite(grad_norm)
+    if applied:
+        _update(model, optimizer, norm, learning_rate, clip_norm)
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss, grad_norm, applied)
+
+
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, norm: Tensor, learning_rate: float, clip_norm: float
+) -> None:
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()

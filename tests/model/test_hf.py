@@ -1,0 +1,76 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pretrainer import schema
+from pretrainer.config import ModelConfig
+from pretrainer.errors import StorageError
+from pretrainer.model.hf import from_hf, to_hf
+from pretrainer.model.transformer import Transformer, init_weights
+
+VOCAB = 150
+CONFIGS = {
+    "tied": ModelConfig(layers=2, hidden=64, heads=4, norm_eps=1e-6),
+    "untied-gqa": ModelConfig(layers=3, hidden=64, heads=4, kv_heads=2, tie_embeddings=False, rope_theta=5e5),
+    "tied-mqa": ModelConfig(layers=1, hidden=64, heads=8, kv_heads=1, ffn_hidden=100, norm_eps=1e-2),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def exported(request, tmp_path):
+    model = Transformer(CONFIGS[request.param], VOCAB).eval()
+    init_weights(model, 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:  # ones would hide a swap of two norms
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+                parameter.copy_(1 + 0.3 * noise)
+        (model.embed if model.head is None else model.head).weight.mul_(10)
+    to_hf(model.state_dict(), model.config, VOCAB, tmp_path, seq_len=256)
+    return model, tmp_path
+
+
+def test_transformers_gives_the_same_logits(exported):
+    model, folder = exported
+    theirs, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = torch.randint(0, VOCAB, (2, 200), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = model(tokens, torch.arange(200).expand(2, -1))
+        difference = (theirs.float()(tokens).logits - ours).abs().max().item()
+    assert difference < 1e-4
+    assert ours.std() > 0.5  # so that 1e-4 means something
+    assert (theirs.config.pad_token_id, theirs.config.bos_token_id, theirs.config.eos_token_id) == (0, 1, 2)
+
+
+def test_reading_back_gives_the_same_model(exported):
+    model, folder = exported
+    state, config, vocab = from_hf(folder)
+    again = Transformer(config, vocab).eval()
+    again.load_state_dict(state)
+    tokens = torch.randint(0, VOCAB, (1, 20), generator=torch.Generator().manual_seed(0))
+    assert vocab == VOCAB
+    assert torch.equal(again(tokens, torch.arange(20)[None]), model(tokens, torch.arange(20)[None]))
+
+
+def test_special_ids_are_those_of_the_schema(exported):
+    raw = json.loads((exported[1] / "config.json").read_text())
+    ids = [raw[f"{name}_token_id"] for name in ("pad", "bos", "eos")]
+    assert ids == [schema.PAD, schema.BOS, schema.EOS]
+    assert raw["max_position_embeddings"] == 256
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model_type", "gpt2"), ("attention_bias", True), ("head_dim", 3), ("num_hidden_layers", 9),
+     ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4})],
+)  # fmt: skip
+def test_what_this_model_cannot_compute_is_refused(tmp_path, field, value):
+    model = Transformer(CONFIGS["tied"], VOCAB)
+    to_hf(model.state_dict(), model.config, VOCAB, tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {field: value}))
+    with pytest.raises(StorageError):
+        from_hf(tmp_path)

@@ -1,0 +1,65 @@
+"""Tiny slot blocks and a tiny training loop for the tests of the trainer."""
+
+import numpy as np
+import torch
+
+from pretrainer.config import ModelConfig, TrainConfig
+from pretrainer.model.transformer import init_weights
+from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, PAD, Batch
+from pretrainer.train.batch import max_blocks, micro_batches, owned_blocks, to_tensor, valid_targets
+from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.parallel import build_sharded
+from pretrainer.train.step import all_reduce_sum, train_step
+
+CPU = torch.device("cpu")
+VOCAB, SEQ_LEN, SEQUENCES, BLOCKS_PER_STEP = 96, 12, 2, 8
+MODEL = ModelConfig(layers=2, hidden=32, heads=4, kv_heads=2, ffn_hidden=48, tie_embeddings=False, dropout=0.2)
+TRAIN = TrainConfig(steps=4, eps=1e-3)
+
+
+def slot_block(number: int, sequences: int = SEQUENCES, seq_len: int = SEQ_LEN) -> Batch:
+    """Documents of random length, joined and split at the row; the last row of every third block is padding."""
+    rng = np.random.default_rng(number)
+    width = seq_len + 1
+    tokens, starts = [], []
+    while len(tokens) < sequences * width:
+        starts.append(len(tokens))
+        tokens += [BOS, *rng.integers(FIRST_TEXT_ID, VOCAB, rng.integers(2, 2 * width)).tolist(), EOS]
+    grid = np.array(tokens[: sequences * width], dtype=np.uint32).reshape(sequences, width)
+    begins = {s for s in starts if s < sequences * width} | set(range(0, sequences * width, width))
+    lengths = np.full(sequences, width, dtype=np.int32)
+    if number % 3 == 0:
+        grid[-1], lengths[-1] = PAD, 0
+        begins = {s for s in begins if s < (sequences - 1) * width}
+    return Batch(0, number, 0, grid, np.array(sorted(begins), dtype=np.int32), lengths)
+
+
+def pieces(number: int, step: int, micro: int = 1) -> list:
+    block = slot_block(number)
+    return micro_batches(
+        to_tensor(block), block, sequences=micro, document_mask=True, run_seed=7, step=step, slot_block=number
+    )
+
+
+def build(model_config=MODEL, train=TRAIN, seed=5):
+    """(sharded model, optimizer) of this rank."""
+    model = build_sharded(model_config, VOCAB, train, CPU)
+    init_weights(model, seed)
+    return model, build_optimizer(model, train)
+
+
+def run_steps(model, optimizer, rank, world, first, last):
+    """Train steps first..last-1 as the trainer does; returns their results."""
+    results = []
+    for step in range(first, last):
+        own = owned_blocks(step, BLOCKS_PER_STEP, rank, world)
+        batches = [piece for number in own for piece in pieces(number, step)]
+        dummies = max_blocks(step, BLOCKS_PER_STEP, world) * SEQUENCES - len(batches)
+        (targets,) = all_reduce_sum([sum(valid_targets(slot_block(number)) for number in own)], CPU)
+        results.append(train_step(model, optimizer, batches, dummies, int(targets), 1e-2, TRAIN.clip_norm))
+    return results
+
+
+def full_weights(model):
+    """Name -> whole plain tensor; every rank calls it."""
+    return {n: p.detach().full_tensor().clone().numpy() for n, p in model.named_parameters()}
