@@ -81,7 +81,7 @@ RUNTIME_ENV = {"env_vars": {"PYTHONHASHSEED": "0"}}
 def _join(config: Config) -> Cluster | None:
     address = os.environ.get("RAY_ADDRESS") or config.cluster.address
     try:
-        context = ray.init(address=address, runtime_env=RUNTIME_ENV, logging_level=logging.WARNING, log_to_driver=True)
+        context = ray.init(address=address, runtime_env=RUNTIME_ENV, logging_level=logging.ERROR, log_to_driver=config.cluster.worker_logs)
     except ConnectionError as error:
         if address == "auto":
             return None
@@ -96,7 +96,7 @@ def _start(config: Config) -> Cluster:
     # A cluster for one run, bound to this machine; without this Ray writes a token file that later clusters pick up.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     context = ray.init(address="local", object_store_memory=config.cluster.object_store_bytes, runtime_env=RUNTIME_ENV,
-                       logging_level=logging.WARNING, include_dashboard=True, log_to_driver=True)
+                       logging_level=logging.ERROR, include_dashboard=True, log_to_driver=config.cluster.worker_logs)
     return _describe(context.dashboard_url, started_here=True)
 
 

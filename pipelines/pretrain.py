@@ -53,16 +53,16 @@ def dry_run(config: Config, run: Store) -> int:
 
 def pretrain(config: Config, run: Store, there: Cluster, started_s: float) -> int:
     """One start of a run, from its config to its summary."""
-    console = Console(started_s)
+    console = Console(started_s, config)
     manifest = check(config, run, there)
     done = already_complete(run, config)
     if done is not None:
         return done
-    console.plan(config, run, there, plan_lines(config, manifest, there, config.tokenizer.vocab_size))
+    console.plan(run, there, plan_lines(config, manifest, there, config.tokenizer.vocab_size))
     run.write("config.yaml", to_yaml(config).encode())
     data = freeze(config, run.child("data"))
     refuse_changed_stream(run, data)
-    console.data(config, data)
+    console.data(data)
     session = Session.open(config, run, data, there, started_s)
     outcome = train(session, console)
     return finish(session, outcome, console)

@@ -134,7 +134,7 @@ def held_out_result(outcome: Outcome, data: Frozen) -> dict[str, Any]:
 
 def artifacts(session: Session, outcome: Outcome, summary: dict[str, Any]) -> dict[str, str]:
     """Texts for MLflow: resolved config, summary, data report, samples."""
-    samples = [f"step {e['step']}\n{decode(session, e['ids'])}\n" for e in outcome.of("sample")]
+    samples = [f"step {e['step']}\n{decode(session.data, e['ids'])}\n" for e in outcome.of("sample")]
     return {
         "config.yaml": to_yaml(session.config), "summary.json": json.dumps(summary, indent=1),
         "data_report.txt": "\n".join(document_table(summary["sources"])), "samples.txt": "\n".join(samples),

@@ -115,7 +115,7 @@ def _follow(session: Session, outcome: Outcome, console: Console) -> None:
         outcome.events.append(event)
         if event["kind"] == "start":
             session.add_start(event)
-        console.event(event, session)
+        console.event(event)
 
 
 def _judge(session: Session, outcome: Outcome, failure: list[Exception]) -> None:

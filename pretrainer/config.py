@@ -301,6 +301,8 @@ class ClusterConfig:
     """Object store of a cluster started here; Ray's default if none."""
     autoscaling: bool = False
     """The cluster can grow, so what it has now says nothing about whether the run fits."""
+    worker_logs: bool = False
+    """Also print what Ray's workers log; they are in the Ray dashboard either way."""
     shared_storage: bool = False
     """All nodes mount the local folder run.storage; without this a local folder is refused on more than one node."""
 

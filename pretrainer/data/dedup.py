@@ -3,8 +3,8 @@
 The rules, each with a test:
 
 - The survivor is the earliest document in the order. Only kept documents enter the index.
-- A look-up ignores entries at or after the document's own position. So a chunk that is decided again on a live index,
-  or on one that was rebuilt from recorded sketches, gets its first answer, and a document never matches itself.
+- A look-up ignores entries at or after the document's own position. So a chunk that is decided again on a live
+  index, or on one that was rebuilt from recorded sketches, gets its first answer; no document matches itself.
 - Exact: equal 128-bit hashes of `dedup_key`. Near: a shared LSH band makes a *candidate* (Leskovec, Rajaraman, Ullman,
   Mining of Massive Datasets, section 3.4), and only the share of equal values over *all* permutations, at least
   `threshold`, drops it; never a band alone, never a similarity through a third document.
@@ -13,8 +13,8 @@ The rules, each with a test:
 - Held-out documents have negative positions, so they precede all training documents and win against them.
 
 Cost per kept document: 4 P + 8 (B + 2) + 24 bytes of entry and 16 (B + 2) bytes of hash slots at a load of 3/8 to 3/4,
-with P = 256 and B = 18 about 1.2 KB + 0.4 to 0.9 KB; up to a third of the entries is spare room after growing. A look-up
-costs B hash probes and one comparison of P values per candidate.
+with P = 256 and B = 18 about 1.2 KB + 0.4 to 0.9 KB; up to a third of the entries is spare room after growing.
+A look-up costs B hash probes and one comparison of P values per candidate.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from pretrainer.errors import StreamError
 MIN_SHINGLES = 10
 """Documents with fewer shingles are exempt from near-dup."""
 
-DUPLICATE_EXACT, DUPLICATE_NEAR, HELD_OUT, HELD_OUT_NEAR = "duplicate_exact", "duplicate_near", "held_out", "held_out_near"
+DUPLICATE_EXACT, DUPLICATE_NEAR = "duplicate_exact", "duplicate_near"
+HELD_OUT, HELD_OUT_NEAR = "held_out", "held_out_near"
 
 NO_DUPLICATE = np.iinfo(np.int64).min
 """`Decisions.duplicate_of` of a kept document; no document has this position."""
@@ -42,7 +43,7 @@ _UNIT_BITS, _CHUNK_BITS, _DOC_BITS = 28, 15, 20
 
 
 def position(unit: int, chunk: int, doc: int) -> int:
-    """Place of a document in the order of its source: unit << 35 | chunk << 20 | doc; raises StreamError if too large."""
+    """Place of a document in its source's order: unit << 35 | chunk << 20 | doc; raises StreamError if out of range."""
     for name, value, bits in (("unit", unit, _UNIT_BITS), ("chunk", chunk, _CHUNK_BITS), ("doc", doc, _DOC_BITS)):
         if not 0 <= value < 1 << bits:
             raise StreamError(f"{name}={value} does not fit into {bits} bits of a document's position")
@@ -68,12 +69,12 @@ class Sketches:
     def __len__(self) -> int:
         return len(self.hashes)
 
-    def select(self, which: np.ndarray) -> Sketches:
-        """The documents of a mask [N] bool or of indices [M], in that order."""
+    def select(self, which: np.ndarray | slice) -> Sketches:
+        """The documents of a mask [N] bool, of indices [M] in that order, or of a slice."""
         return Sketches(self.hashes[which], self.minhash[which], self.shingle_count[which], self.scheme)
 
     def to_table(self) -> pa.Table:
-        """Columns hash (16 bytes, big-endian), minhash (4 P bytes, little-endian), shingle_count; scheme as metadata."""
+        """Columns hash (16 bytes big-endian), minhash (4 P bytes, little-endian), shingle_count; scheme as metadata."""
         columns = [
             _fixed_binary(self.hashes.astype(">u8")),
             _fixed_binary(self.minhash.astype("<u4")),
@@ -161,12 +162,13 @@ class DedupIndex:
         Raises StreamError if positions do not ascend, if the sketches have another scheme, or if another document is
         already recorded at one of the positions.
         """
-        arrays = self._prepare(positions, sketches)
-        if np.any(np.diff(arrays[1]) <= 0):
+        if np.any(np.diff(positions) <= 0):
             raise StreamError("documents were not given to dedup in their order")
+        keys, where, hashes, values, in_bands = self._prepare(positions, sketches)
         found, equal = np.empty(len(sketches), np.int64), np.empty(len(sketches), np.int64)
-        exact = self._config.exact
-        self._check(arrays[1], lsh.decide_all(self._tables, *arrays, exact, self._min_equal, found, equal))
+        contradiction = lsh.decide_all(self._tables, keys, where, hashes, values, in_bands,
+                                       self._config.exact, self._min_equal, found, equal)
+        _refuse_contradiction(where, contradiction)
         return self._decisions(found, equal)
 
     def insert(self, positions: np.ndarray, sketches: Sketches) -> None:
@@ -174,10 +176,12 @@ class DedupIndex:
 
         A document that is there already changes nothing. Raises StreamError as `decide` does.
         """
-        arrays = self._prepare(positions, sketches)
-        self._check(arrays[1], lsh.insert_all(self._tables, *arrays))
+        keys, where, hashes, values, in_bands = self._prepare(positions, sketches)
+        _refuse_contradiction(where, lsh.insert_all(self._tables, keys, where, hashes, values, in_bands))
 
-    def _prepare(self, positions: np.ndarray, sketches: Sketches) -> tuple[np.ndarray, ...]:
+    def _prepare(
+        self, positions: np.ndarray, sketches: Sketches
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(keys [N, B + 2], positions, hashes, minhash, in_bands) with room for N more entries made."""
         if sketches.scheme != self._scheme:
             raise StreamError(f"sketches of scheme {sketches.scheme!r} do not compare with those of {self._scheme!r}")
@@ -191,10 +195,6 @@ class DedupIndex:
         lsh.make_keys(where, hashes, values, self._config.rows_per_band, keys)
         self._make_room(len(sketches))
         return keys, where, hashes, values, np.require(sketches.shingle_count >= MIN_SHINGLES, bool, ["C", "W"])
-
-    def _check(self, positions: np.ndarray, contradiction: int) -> None:
-        if contradiction != lsh.NONE:
-            raise StreamError(f"another document is already recorded at position {positions[contradiction]}")
 
     def _decisions(self, found: np.ndarray, equal: np.ndarray) -> Decisions:
         kept = found == lsh.NONE
@@ -228,6 +228,11 @@ def _grown(tables: lsh.Tables, entries: int) -> lsh.Tables:
         next_node=resized(tables.next_node, lsh.NONE), positions=resized(tables.positions, 0),
         hashes=resized(tables.hashes, 0), minhash=resized(tables.minhash, 0),
     )
+
+
+def _refuse_contradiction(positions: np.ndarray, which: int) -> None:
+    if which != lsh.NONE:
+        raise StreamError(f"another document is already recorded at position {positions[which]}")
 
 
 def _reason(duplicate_of: int, equal: int) -> str | None:

@@ -4,8 +4,8 @@ Thresholds and the order inside each filter are those of the paper as coded by d
 disagree, the line says so and names the choice made here. Common to all rules:
 
 - A **token** is a maximal run of characters that are not whitespace; a **word** is a token without the punctuation and
-  symbols (Unicode categories P and S) at its two ends, so "end." and "end" are one word and "don't" stays whole. A token
-  of punctuation alone is no word. The paper does not define words; Dolma and DCLM use `str.split()`, datatrove a
+  symbols (Unicode categories P and S) at its two ends, so "end." and "end" are one word and "don't" stays whole. A
+  token of punctuation alone is no word. The paper does not define words; Dolma uses `str.split()`, datatrove a
   linguistic tokenizer that makes every comma a token of its own, which lowers its share of alphabetic tokens.
 - Lengths are characters (Unicode code points), lines end at LF alone.
 - A share is a quotient compared with the limit, so that 9 of 10 is exactly 0.9 and passes "at most 0.9".
@@ -61,7 +61,7 @@ def _character_kinds() -> np.ndarray:
 
 
 @numba.njit(nogil=True)
-def _decode(data, i):
+def _decode(data: np.ndarray, i: int) -> tuple[np.int64, int]:
     """(code point, bytes) of the non-ASCII character whose first byte is data[i]."""
     lead = np.int64(data[i])
     second = np.int64(data[i + 1] & 0x3F)
@@ -74,7 +74,7 @@ def _decode(data, i):
 
 
 @numba.njit(nogil=True)
-def _is_stop_word(data, start, end):
+def _is_stop_word(data: np.ndarray, start: int, end: int) -> bool:
     if end - start > 4:
         return False
     number = np.int64(0)
@@ -87,7 +87,7 @@ def _is_stop_word(data, start, end):
 
 
 @numba.njit(nogil=True)
-def _scan(data, kinds, hashes, chars):
+def _scan(data: np.ndarray, kinds: np.ndarray, hashes: np.ndarray, chars: np.ndarray) -> tuple[int, int, int, int, int]:
     """Write hash and length of each token; returns (tokens, words, word_chars, alphabetic, stop_words)."""
     tokens = words = word_chars = alphabetic = stop_words = 0
     token_hash, length, is_alphabetic = FNV_OFFSET, 0, False
@@ -125,7 +125,7 @@ def _scan(data, kinds, hashes, chars):
 
 
 @numba.njit(nogil=True)
-def _ngram_ids(hashes, n, slots, firsts, ids):
+def _ngram_ids(hashes: np.ndarray, n: int, slots: np.ndarray, firsts: np.ndarray, ids: np.ndarray) -> None:
     """ids[i] = the first position of an n-gram equal to the one at position i.
 
     slots uint64 and firsts int32, both a power of two long and above the number of n-grams, are the hash table.
@@ -146,7 +146,7 @@ def _ngram_ids(hashes, n, slots, firsts, ids):
 
 
 @numba.njit(nogil=True)
-def _top_ngram_chars(chars, ids, counts, n):
+def _top_ngram_chars(chars: np.ndarray, ids: np.ndarray, counts: np.ndarray, n: int) -> int:
     """Characters of the most frequent n-gram (blanks inside included) times its count; 0 if none occurs twice."""
     counts[:] = 0
     best, best_count = 0, 1
@@ -159,7 +159,7 @@ def _top_ngram_chars(chars, ids, counts, n):
 
 
 @numba.njit(nogil=True)
-def _repeated_ngram_chars(chars, ids, seen, n):
+def _repeated_ngram_chars(chars: np.ndarray, ids: np.ndarray, seen: np.ndarray, n: int) -> int:
     """Characters in n-grams seen before, none counted twice: after a repeat the scan goes on behind it."""
     seen[:] = 0
     total = i = 0
@@ -174,7 +174,10 @@ def _repeated_ngram_chars(chars, ids, seen, n):
 
 
 @numba.njit(nogil=True)
-def _repetition(hashes, chars, top, repeated, slots, firsts, ids, counts):
+def _repetition(
+    hashes: np.ndarray, chars: np.ndarray, top: np.ndarray, repeated: np.ndarray,
+    slots: np.ndarray, firsts: np.ndarray, ids: np.ndarray, counts: np.ndarray,
+) -> None:
     """Fill [most frequent n-gram chars for n = 2, 3, 4] and [repeated n-gram chars for n = 5 to 10]."""
     for k in range(top.size):
         _ngram_ids(hashes, k + 2, slots, firsts, ids)

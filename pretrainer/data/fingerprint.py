@@ -22,14 +22,41 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def code_version(modules: Iterable[str]) -> str:
-    """Hash of the syntax trees of modules, by import name; docstrings do not count."""
-    trees = {}
-    for name in sorted(modules):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.origin is not None, name
-        trees[name] = ast.dump(_without_docstrings(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))))
+def code_version(modules: Iterable[str], without: Iterable[str] = ()) -> str:
+    """Hash of the syntax trees of these modules and of what they import of this package; docstrings do not count.
+
+    `without` names modules that cannot change a token (storage, config, errors, bookkeeping).
+    """
+    trees: dict[str, str] = {}
+    waiting, skipped = list(modules), set(without)
+    while waiting:
+        name = waiting.pop()
+        if name in trees or name in skipped:
+            continue
+        tree = _parse(name)
+        waiting += _imports_of_package(tree, name.partition(".")[0])
+        trees[name] = ast.dump(_without_docstrings(tree))
     return digest(trees)
+
+
+def _parse(name: str) -> ast.Module:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None, name
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _imports_of_package(tree: ast.Module, package: str) -> list[str]:
+    """Modules of the same package that a module imports, `from package.x import name` as x or as x.name."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in submodules if importlib.util.find_spec(node.module).submodule_search_locations  # type: ignore[union-attr]
+                       and importlib.util.find_spec(name)]
+            found += modules or [node.module]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] == package]
+    return found
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pretrainer.data.dedup import DedupIndex, Sketches
+from pretrainer.data.dedup import DedupIndex, Sketches, held_out_position, position
 from pretrainer.data.ledger import ChunkKey
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.stages import chunk_row, one_chunk
@@ -77,7 +77,7 @@ class InOrderDedup:
     def _restore(self) -> None:
         """Index of the held-out documents and of every chunk decided before, from durable segments."""
         self.index = DedupIndex(self.plan.config.dedup)
-        self.index.insert(np.arange(-len(self.held_out), 0, dtype=np.int64), self.held_out)
+        self.index.insert(np.array([held_out_position(i) for i in range(len(self.held_out))], np.int64), self.held_out)
         for key, stored in self.ledger.segments():
             if not key.follows(self.progress.newest, self.progress.newest_was_last):
                 break
@@ -113,8 +113,8 @@ class InOrderDedup:
 
 
 def document_positions(key: ChunkKey, documents: int) -> np.ndarray:
-    """Global order of the documents of a chunk: unit << 35 | chunk << 20 | document, [documents] int64."""
-    return (np.int64(key.unit) << 35) + (np.int64(key.chunk) << 20) + np.arange(documents, dtype=np.int64)
+    """Global order of the documents of a chunk: unit, chunk, document; [documents] int64."""
+    return position(key.unit, key.chunk, 0) + np.arange(documents, dtype=np.int64)
 
 
 def kept_positions(key: ChunkKey, kept: np.ndarray) -> np.ndarray:
@@ -135,4 +135,5 @@ def split_segment(stored: pa.Table) -> tuple[pa.Table, Sketches]:
     """(decisions, index entries of the kept documents) of a segment."""
     entries = stored.filter(stored.column("kept")).drop_columns(DECISIONS.names)
     entries = entries.rename_columns([n.removeprefix("entry_") for n in entries.column_names])
+    entries = entries.replace_schema_metadata(stored.schema.metadata)
     return stored.select(DECISIONS.names), Sketches.from_table(entries)

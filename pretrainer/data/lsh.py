@@ -1,7 +1,7 @@
 """Hash tables of the dedup index, as compiled kernels over plain arrays: no Python object per document.
 
-A **key** (64 bit) leads to a **chain** of documents, in ascending position. Every document has B + 2 keys: its position,
-its exact hash and one per LSH band; **node** = entry x (B + 2) + column is its place in the chain of that column's key.
+A **key** (64 bit) leads to a **chain** of documents, in ascending position. A document has B + 2 keys: position,
+exact hash and one per LSH band; **node** = entry x (B + 2) + column is its place in the chain of that column's key.
 A chain keeps its 256 earliest documents. It thus depends on the set of inserted documents and not on the order of
 insertion, and the part of it that lies before a position is the same whatever was inserted after that position; that
 is why a replay on a live index, and a rebuilt index, give the first answer.
@@ -25,9 +25,11 @@ POSITION_COLUMN, EXACT_COLUMN, FIRST_BAND_COLUMN = 0, 1, 2
 NONE = -1
 
 # Every process with an index compiles this: numpy's error model leaves out the check for division by zero, and inner
-# kernels need no entry point for Python.
+# kernels need no entry point for Python (1.4 s instead of 2.0 s).
 _kernel = numba.njit(nogil=True, error_model="numpy")
-_inner = _kernel
+_inner = numba.njit(  # type: ignore[call-overload]  # numba's stub lacks the last two options
+    nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 
 
 class Tables(NamedTuple):
@@ -201,7 +203,8 @@ def _add_entry(
 
 @_kernel
 def decide_all(
-    t: Tables, keys: np.ndarray, positions: np.ndarray, hashes: np.ndarray, minhash: np.ndarray, in_bands: np.ndarray, exact: bool, min_equal: int, found: np.ndarray, equal: np.ndarray
+    t: Tables, keys: np.ndarray, positions: np.ndarray, hashes: np.ndarray, minhash: np.ndarray, in_bands: np.ndarray,
+    exact: bool, min_equal: int, found: np.ndarray, equal: np.ndarray,
 ) -> int:
     """Decide N documents in order and insert those kept.
 

@@ -87,7 +87,7 @@ def _mix32(h: np.uint32) -> np.uint32:
 
 
 @numba.njit(nogil=True)
-def _character(data: np.ndarray, i: int, kinds: np.ndarray) -> tuple[int, int]:
+def _character(data: np.ndarray, i: int, kinds: np.ndarray) -> tuple[int, np.uint8]:
     """(bytes, kind) of the character whose first byte is data[i]."""
     lead = np.int64(data[i])
     if lead < 0x80:
@@ -165,7 +165,8 @@ def _minima(hashes: np.ndarray, count: int, a: np.ndarray, b: np.ndarray, out: n
 
 @numba.njit(nogil=True)
 def _signatures(
-    data: np.ndarray, offsets: np.ndarray, kinds: np.ndarray, n: int, a: np.ndarray, b: np.ndarray, words: np.ndarray, hashes: np.ndarray, minhash: np.ndarray, shingle_count: np.ndarray
+    data: np.ndarray, offsets: np.ndarray, kinds: np.ndarray, n: int, a: np.ndarray, b: np.ndarray,
+    words: np.ndarray, hashes: np.ndarray, minhash: np.ndarray, shingle_count: np.ndarray,
 ) -> None:
     for i in range(offsets.size - 1):
         count = _shingles(words, _words(data, offsets[i], offsets[i + 1], kinds, words), n, hashes)
@@ -200,7 +201,8 @@ def shingle_hashes(text: str, shingle_words: int) -> np.ndarray:
     """[shingles] uint32: the hashes that enter the permutations, in text order (for tests and inspection)."""
     data, offsets = utf8_buffers(pa.array([text], pa.large_string()))
     words, hashes = np.empty(_scratch(offsets), np.uint64), np.empty(_scratch(offsets), np.uint32)
-    return hashes[: _shingles(words, _words(data, offsets[0], offsets[1], _character_kinds(), words), shingle_words, hashes)]
+    count = _words(data, offsets[0], offsets[1], _character_kinds(), words)
+    return hashes[: _shingles(words, count, shingle_words, hashes)]
 
 
 def estimate_jaccard(left: np.ndarray, right: np.ndarray) -> np.ndarray:

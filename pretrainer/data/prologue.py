@@ -19,6 +19,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -41,11 +42,9 @@ from pretrainer.storage import Store
 
 log = logging.getLogger(__name__)
 
-PACKING_MODULES = ("pretrainer.data.packing", "pretrainer.data.packer", "pretrainer.schema")
-CURATION_MODULES = tuple(
-    f"pretrainer.data.{name}"
-    for name in ("readers", "source", "normalise", "filters", "minhash", "dedup", "in_order", "stages", "tokenizer")
-)
+PACKING_MODULES = ("pretrainer.data.packing", "pretrainer.data.packer")
+CURATION_MODULES = tuple(f"pretrainer.data.{name}" for name in ("readers", "source", "in_order", "stages", "tokenizer_train"))
+NOT_IN_FINGERPRINT = ("pretrainer.config", "pretrainer.errors", "pretrainer.storage", "pretrainer.data.ledger", "pretrainer.data.plan")
 LIBRARIES = ("pyarrow", "numpy", "numba", "xxhash", "sentencepiece", "tokenizers")
 
 
@@ -176,7 +175,7 @@ def _read_tokenizer(uri: str) -> bytes:
 
 
 @ray.remote(num_cpus=0.5)
-def _train_tokenizer(texts: list[str], kind: str, vocab_size: int) -> bytes:
+def _train_tokenizer(texts: list[str], kind: Literal["bpe", "unigram"], vocab_size: int) -> bytes:
     return train_tokenizer(texts, kind, vocab_size)
 
 
@@ -225,7 +224,8 @@ def sample_documents(config: Config, budget_bytes: int | None = None) -> dict[st
 # Fingerprint ----------------------------------------------------------------------------------------------------------
 def fingerprint_parts(config: Config, manifest: Manifest, tokenizer: Tokenizer, held: Sequence[pa.Table]) -> dict[str, dict]:
     """Everything that decides the tokens of each source, by name."""
-    curation_code, packing_code = fingerprint.code_version(CURATION_MODULES), fingerprint.code_version(PACKING_MODULES)
+    curation_code = fingerprint.code_version(CURATION_MODULES, NOT_IN_FINGERPRINT)
+    packing_code = fingerprint.code_version(PACKING_MODULES, (*NOT_IN_FINGERPRINT, "pretrainer.data.stages"))
     libraries, data = fingerprint.library_versions(LIBRARIES), config.data
     parts: dict[str, dict] = {}
     for i, source in enumerate(data.sources):

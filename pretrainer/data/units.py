@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from pretrainer.errors import SourceError
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2", "xz": "xz"}
+FORMATS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "parquet": "parquet", "pq": "parquet"}
 SPLITTABLE = frozenset({"jsonl", "text"})
 MAX_SHARDS_PER_UNIT = 1000
 """Tiny files are opened one after the other, so bytes alone must not decide how many a task gets."""
@@ -28,12 +28,18 @@ _MASK = 2**64 - 1
 
 def shard_format(path: str, configured: str) -> tuple[str, str | None]:
     """(format, compression or None) of a shard: jsonl, parquet or text, by its name where the config says auto."""
-    stem, dot, suffix = path.rpartition(".")
-    compression = COMPRESSIONS.get(dot + suffix.lower())
-    _, dot, inner = (stem if compression else path).rpartition(".")
-    found = FORMATS.get(dot + inner.lower(), "text") if configured == "auto" else configured
+    found, compression = _by_suffixes(".".join(path.rsplit(".", 2)[1:]).lower(), configured)
     if found == "parquet" and compression:
-        raise SourceError(f"shard {path}: parquet inside {suffix} cannot be read: unpack it (it compresses itself)")
+        raise SourceError(f"shard {path}: parquet inside {compression} cannot be read: unpack it (it compresses itself)")
+    return found, compression
+
+
+@lru_cache(maxsize=4096)
+def _by_suffixes(suffixes: str, configured: str) -> tuple[str, str | None]:
+    """The same from the last two suffixes: 'jsonl.gz', 'parquet', or '' without any."""
+    inner, _, outer = suffixes.rpartition(".")
+    compression = COMPRESSIONS.get(outer)
+    found = FORMATS.get(inner if compression else outer, "text") if configured == "auto" else configured
     return found, compression
 
 
@@ -107,12 +113,7 @@ class UnitPlan:
 
 
 def _is_splittable(path: str, configured: str) -> bool:
-    return _splits(".".join(path.rsplit(".", 2)[1:]), configured)
-
-
-@lru_cache(maxsize=4096)
-def _splits(suffixes: str, configured: str) -> bool:
-    found, compression = shard_format(f"shard.{suffixes}", configured)
+    found, compression = shard_format(path, configured)
     return compression is None and found in SPLITTABLE
 
 

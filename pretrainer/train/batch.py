@@ -65,7 +65,7 @@ def micro_batches(
     step: int,
     slot_block: int,
 ) -> list[MicroBatch]:
-    """Split a slot block, its ids on the device as `tokens` [K, S + 1] (see `to_tensor`), into forward passes of `sequences` rows each.
+    """Split a slot block into forward passes of `sequences` rows each; tokens [K, S + 1] are its ids (see `to_tensor`).
 
     document_mask keeps attention inside documents and restarts positions there; without it a row is one text.
     slot_block is the block's global number in the run. A micro-batch whose rows hold one document each needs no mask

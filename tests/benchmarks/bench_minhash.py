@@ -1,6 +1,6 @@
 """Speed of signatures and of the dedup index on one core, on the installed Python's standard library.
 
-    python tests/benchmarks/bench_minhash.py [permutations]
+python tests/benchmarks/bench_minhash.py [permutations]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import datasketch
@@ -32,7 +33,7 @@ def datasketch_signature(text: str, permutations: int) -> np.ndarray:
     return sketch.hashvalues
 
 
-def cpu_seconds(call, repeats: int = 3) -> float:
+def cpu_seconds(call: Callable[[], object], repeats: int = 3) -> float:
     """Least CPU time of some calls."""
     times = []
     for _ in range(repeats):
@@ -44,9 +45,12 @@ def cpu_seconds(call, repeats: int = 3) -> float:
 
 def synthetic(count: int, config: DedupConfig) -> dedup.Sketches:
     generator = np.random.default_rng(0)
-    return dedup.Sketches(generator.integers(0, 2**63, (count, 2)).astype(np.uint64),
-                          generator.integers(0, 2**32, (count, config.permutations)).astype(np.uint32),
-                          np.full(count, 100, np.int32), dedup.scheme_of(config))
+    return dedup.Sketches(
+        generator.integers(0, 2**63, (count, 2)).astype(np.uint64),
+        generator.integers(0, 2**32, (count, config.permutations)).astype(np.uint32),
+        np.full(count, 100, np.int32),
+        dedup.scheme_of(config),
+    )
 
 
 def decide_all(sketches: dedup.Sketches, config: DedupConfig, chunk: int = 2000) -> dedup.DedupIndex:
@@ -68,7 +72,7 @@ def main() -> None:
     sample = texts.to_pylist()[::40]
     theirs = cpu_seconds(lambda: [datasketch_signature(text, config.permutations) for text in sample], 1)
     their_rate = sum(len(text.encode()) for text in sample) / 1e6 / theirs
-    print(f"signatures                  {megabytes / ours:8.1f} MB/s on {megabytes:.1f} MB, {config.permutations} permutations")
+    print(f"signatures                  {megabytes / ours:8.1f} MB/s on {megabytes:.1f} MB, P = {config.permutations}")
     print(f"datasketch                  {their_rate:8.1f} MB/s, ratio {megabytes / ours / their_rate:.0f}")
     sketches = synthetic(50_000, config)
     start = time.process_time()

@@ -1,4 +1,4 @@
-"""Dedup: decisions against brute force on real documents and against a plain model of the rules; replays and rebuilds."""
+"""Dedup: decisions against brute force on real documents and against a plain model; replays and rebuilds."""
 
 from __future__ import annotations
 
@@ -48,16 +48,20 @@ def random_signatures(count: int, seed: int = 0, permutations: int = 256) -> np.
 
 
 def same(left: Decisions, right: Decisions) -> bool:
-    return (left.reasons == right.reasons and np.array_equal(left.kept, right.kept)
-            and np.array_equal(left.duplicate_of, right.duplicate_of) and np.array_equal(left.similarity, right.similarity))
+    return (
+        left.reasons == right.reasons
+        and np.array_equal(left.kept, right.kept)
+        and np.array_equal(left.duplicate_of, right.duplicate_of)
+        and np.array_equal(left.similarity, right.similarity)
+    )
 
 
 @cache
 def library_documents() -> tuple[str, ...]:
     """60 modules of the standard library of 2 to 10 KB."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    paths = [path for folder in (".", "asyncio", "concurrent/futures", "email", "http", "importlib", "json", "logging", "multiprocessing")
-             for path in sorted((library / folder).glob("*.py"))]
+    folders = (".", "asyncio", "concurrent/futures", "email", "http", "importlib", "json", "logging", "multiprocessing")
+    paths = [path for folder in folders for path in sorted((library / folder).glob("*.py"))]
     texts = [path.read_text(encoding="utf-8") for path in paths if 2_000 < path.stat().st_size < 10_000]
     return tuple(texts[:60])
 
@@ -75,7 +79,11 @@ def jaccard(left: frozenset, right: frozenset) -> float:
 def edited(text: str, share: float, seed: int) -> str:
     """The text with that share of its words replaced by new ones."""
     generator = random.Random(seed)
-    return re.sub(r"[A-Za-z0-9]+", lambda m: f"new{generator.randrange(10**9)}" if generator.random() < share else m.group(), text)
+
+    def edit(word: re.Match[str]) -> str:
+        return f"new{generator.randrange(10**9)}" if generator.random() < share else word.group()
+
+    return re.sub("[A-Za-z0-9]+", edit, text)
 
 
 @cache
@@ -83,7 +91,11 @@ def edited_stream() -> tuple[str, ...]:
     """60 originals and four copies of each, with 0.2 % to 5 % of the words replaced, in random order."""
     shares = random.Random(1)
     texts = list(library_documents())
-    texts += [edited(text, shares.uniform(0.002, 0.05), 4 * i + k) for i, text in enumerate(library_documents()) for k in range(4)]
+    texts += [
+        edited(text, shares.uniform(0.002, 0.05), 4 * i + k)
+        for i, text in enumerate(library_documents())
+        for k in range(4)
+    ]
     random.Random(2).shuffle(texts)
     return tuple(texts)
 
@@ -111,7 +123,10 @@ def test_long_document_does_not_swallow_the_short_ones_in_it() -> None:
 
 def test_cluster_of_a_thousand_keeps_its_first() -> None:
     words = [f"w{i}" for i in range(300)]
-    texts = [" ".join(words[:k] + [f"x{i}"] + words[k + 1 :]) for i, k in enumerate(random.Random(0).choices(range(300), k=1000))]
+    texts = [
+        " ".join(words[:k] + [f"x{i}"] + words[k + 1 :])
+        for i, k in enumerate(random.Random(0).choices(range(300), k=1000))
+    ]
     index = DedupIndex(CONFIG)
     decisions = decide(index, texts)
     assert decisions.kept.tolist() == [True] + [False] * 999
@@ -181,7 +196,10 @@ def test_held_out_documents_win_and_are_named_so() -> None:
 
 
 def chunks_of(sketches: Sketches, size: int) -> list[tuple[np.ndarray, Sketches]]:
-    return [(np.arange(i, min(i + size, len(sketches))), sketches.select(slice(i, i + size))) for i in range(0, len(sketches), size)]
+    return [
+        (np.arange(i, min(i + size, len(sketches))), sketches.select(slice(i, i + size)))
+        for i in range(0, len(sketches), size)
+    ]
 
 
 def test_replayed_chunks_get_their_first_answer_on_a_live_index() -> None:
@@ -198,7 +216,9 @@ def test_index_rebuilt_from_recorded_sketches_decides_the_same() -> None:
     chunks = chunks_of(signatures(pa.array(list(edited_stream())), CONFIG), 40)
     live = DedupIndex(CONFIG)
     first = [live.decide(*chunk) for chunk in chunks]
-    recorded = [(p[d.kept], Sketches.from_table(s.select(d.kept).to_table())) for (p, s), d in zip(chunks, first, strict=True)]
+    recorded = [
+        (p[d.kept], Sketches.from_table(s.select(d.kept).to_table())) for (p, s), d in zip(chunks, first, strict=True)
+    ]
     rebuilt = DedupIndex(CONFIG)
     for kept_positions, kept_sketches in reversed(recorded[:5]):
         rebuilt.insert(kept_positions, kept_sketches)
@@ -216,7 +236,7 @@ def test_chunk_size_does_not_matter() -> None:
 
 
 def test_a_chain_keeps_its_earliest_in_any_order_of_insertion() -> None:
-    """All share one band; a query equal to entry 300 in that band only is beyond the chain, one equal to entry 3 is found."""
+    """All share the only band; copies of the first 256 entries are found, a copy of the next one is not."""
     config = DedupConfig(bands=1, rows_per_band=6, permutations=128)
     rows = random_signatures(400, permutations=128)
     rows[:, :6] = rows[0, :6]
@@ -224,7 +244,9 @@ def test_a_chain_keeps_its_earliest_in_any_order_of_insertion() -> None:
     for order in orders:
         index = DedupIndex(config)
         index.insert(order, made(rows, config).select(order))
-        queries = index.decide(np.array([1000, 1001, 1002]), made(rows[[3, lsh.MAX_CHAIN - 1, lsh.MAX_CHAIN]], config, first_hash=10**6))
+        queries = index.decide(
+            np.array([1000, 1001, 1002]), made(rows[[3, lsh.MAX_CHAIN - 1, lsh.MAX_CHAIN]], config, first_hash=10**6)
+        )
         assert queries.duplicate_of.tolist() == [3, lsh.MAX_CHAIN - 1, NO_DUPLICATE]
 
 
@@ -312,7 +334,9 @@ class Model:
         self.config = config
         self.kept: dict[int, tuple[int, np.ndarray, bool]] = {}
 
-    def duplicate_of(self, where: int, exact_hash: int, signature: np.ndarray, in_bands: bool) -> tuple[str | None, int]:
+    def duplicate_of(
+        self, where: int, exact_hash: int, signature: np.ndarray, in_bands: bool
+    ) -> tuple[str | None, int]:
         earlier = sorted(p for p in self.kept if p < where)
         exact = [p for p in earlier if self.config.exact and self.kept[p][0] == exact_hash]
         near = [p for p in earlier if in_bands and self.kept[p][2] and self.verified(self.kept[p][1], signature)]
@@ -325,7 +349,9 @@ class Model:
 
     def verified(self, left: np.ndarray, right: np.ndarray) -> bool:
         rows, bands = self.config.rows_per_band, self.config.bands
-        candidate = any(np.array_equal(left[b * rows : (b + 1) * rows], right[b * rows : (b + 1) * rows]) for b in range(bands))
+        candidate = any(
+            np.array_equal(left[b * rows : (b + 1) * rows], right[b * rows : (b + 1) * rows]) for b in range(bands)
+        )
         return candidate and np.mean(left == right) >= self.config.threshold
 
 
@@ -340,7 +366,9 @@ def test_decisions_match_the_model(seed: int, exact: bool, held_out: int) -> Non
     noise = generator.random((count, 128)) < generator.uniform(0, 0.4, (count, 1))
     rows = np.where(noise, generator.integers(0, 3, (count, 128)).astype(np.uint32), rows)
     hashes = np.stack([np.zeros(count), generator.integers(0, 30, count)], axis=1).astype(np.uint64)
-    sketches = Sketches(hashes, rows, np.where(generator.random(count) < 0.9, 50, 3).astype(np.int32), scheme_of(config))
+    sketches = Sketches(
+        hashes, rows, np.where(generator.random(count) < 0.9, 50, 3).astype(np.int32), scheme_of(config)
+    )
     places = np.sort(generator.choice(1000, count, replace=False))
     places[:held_out] = [held_out_position(i) for i in range(held_out)]
     index, model = DedupIndex(config), Model(config)
@@ -350,6 +378,10 @@ def test_decisions_match_the_model(seed: int, exact: bool, held_out: int) -> Non
     replays = [(held_out, count), *[tuple(sorted(generator.integers(held_out, count + 1, 2))) for _ in range(3)]]
     for a, b in replays:
         decisions = index.decide(places[a:b], sketches.select(slice(a, b)))
-        expected = [model.duplicate_of(int(places[i]), int(hashes[i, 1]), rows[i], bool(sketches.shingle_count[i] >= MIN_SHINGLES))
-                    for i in range(a, b)]
+        expected = [
+            model.duplicate_of(
+                int(places[i]), int(hashes[i, 1]), rows[i], bool(sketches.shingle_count[i] >= MIN_SHINGLES)
+            )
+            for i in range(a, b)
+        ]
         assert list(zip(decisions.reasons, decisions.duplicate_of.tolist(), strict=True)) == expected

@@ -1,4 +1,4 @@
-"""Filters: one document per drop reason, the last kept and first dropped value of each limit, parity with plain Python."""
+"""Filters: for each drop reason the last kept and the first dropped value; parity with plain Python."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def with_ends(lines: list[str], first: int, mark: str) -> str:
 
 LINES = [text_of(prose(12, seed=i)) for i in range(10)]
 PARAGRAPHS = [text_of(words(10, 6, seed=i)) for i in range(10)]
-CODE = "".join(f"def {a}({b}):\n    return {c} + 1\n\n" for a, b, c in zip(words(40), words(40, 4), words(40, 6), strict=True))
+CODE = "".join(
+    f"def {a}({b}):\n    return {c} + 1\n\n" for a, b, c in zip(words(40), words(40, 4), words(40, 6), strict=True)
+)
 
 
 def of_mean(chars: int) -> list[str]:
@@ -68,7 +70,7 @@ def repeated_pieces(chars: int, unique: int, separator: str) -> str:
 
 
 def ngram_text(n: int, grams: int, times: int, total: int) -> str:
-    """Different n-grams of 4-letter words, each `times` times with a fresh word behind it, padded to `total` characters."""
+    """Different n-grams of 4-letter words, each `times` times before a fresh word; padded to `total` characters."""
     separators = iter(sorted(set(words(2 * grams * times, 3, seed=7))))
     tokens = [token for i in range(grams) for _ in range(times) for token in (*words(n, 4, seed=i), next(separators))]
     return text_of(tokens) + " " + "z" * (total - len(text_of(tokens)) - 1)
@@ -81,33 +83,76 @@ LIMITS = [
     ("gopher_quality", "gopher_too_many_words", text_of([*prose(100_000), "--"]), text_of(prose(100_001))),
     ("gopher_quality", "gopher_short_words", text_of(of_mean(300)), text_of(of_mean(299))),
     ("gopher_quality", "gopher_long_words", text_of(of_mean(1000)), text_of(of_mean(1001))),
-    ("gopher_quality", "gopher_too_many_hashes",
-     text_of([*prose(90), *("#" + w for w in words(10))]), text_of([*prose(89), *("#" + w for w in words(11))])),
-    ("gopher_quality", "gopher_too_many_ellipses",
-     text_of([*(w + "..." + w for w in words(10)), *prose(90)]), text_of([*("\u2026" + w for w in words(11)), *prose(89)])),
+    (
+        "gopher_quality",
+        "gopher_too_many_hashes",
+        text_of([*prose(90), *("#" + w for w in words(10))]),
+        text_of([*prose(89), *("#" + w for w in words(11))]),
+    ),
+    (
+        "gopher_quality",
+        "gopher_too_many_ellipses",
+        text_of([*(w + "..." + w for w in words(10)), *prose(90)]),
+        text_of([*("\u2026" + w for w in words(11)), *prose(89)]),
+    ),
     ("gopher_quality", "gopher_too_many_bullet_lines", with_lines(LINES, 9, " \u2022 "), with_lines(LINES, 10, "- ")),
     ("gopher_quality", "gopher_too_many_ellipsis_lines", with_ends(LINES, 3, "... "), with_ends(LINES, 4, "\u2026")),
-    ("gopher_quality", "gopher_too_few_alphabetic_words", text_of([*prose(80), *["1234"] * 20]), text_of([*prose(79), *["1234"] * 21])),
-    ("gopher_quality", "gopher_too_few_stop_words", text_of([*words(60), "the", "(the)"]), text_of([*words(60), "the", "The"])),
-    ("gopher_repetition", "gopher_duplicate_paragraphs",
-     "\n\n".join(["ab"] * 4 + PARAGRAPHS[:6]), "\n\n\n".join(["ab"] * 5 + PARAGRAPHS[:5])),
-    ("gopher_repetition", "gopher_duplicate_paragraph_chars", repeated_pieces(200, 5, "\n\n"), repeated_pieces(201, 5, "\n\n")),
-    ("gopher_repetition", "gopher_duplicate_lines", "\n".join(["ab"] * 4 + PARAGRAPHS[:6]), "\n".join(["ab"] * 5 + PARAGRAPHS[:5])),
+    (
+        "gopher_quality",
+        "gopher_too_few_alphabetic_words",
+        text_of([*prose(80), *["1234"] * 20]),
+        text_of([*prose(79), *["1234"] * 21]),
+    ),
+    (
+        "gopher_quality",
+        "gopher_too_few_stop_words",
+        text_of([*words(60), "the", "(the)"]),
+        text_of([*words(60), "the", "The"]),
+    ),
+    (
+        "gopher_repetition",
+        "gopher_duplicate_paragraphs",
+        "\n\n".join(["ab"] * 4 + PARAGRAPHS[:6]),
+        "\n\n\n".join(["ab"] * 5 + PARAGRAPHS[:5]),
+    ),
+    (
+        "gopher_repetition",
+        "gopher_duplicate_paragraph_chars",
+        repeated_pieces(200, 5, "\n\n"),
+        repeated_pieces(201, 5, "\n\n"),
+    ),
+    (
+        "gopher_repetition",
+        "gopher_duplicate_lines",
+        "\n".join(["ab"] * 4 + PARAGRAPHS[:6]),
+        "\n".join(["ab"] * 5 + PARAGRAPHS[:5]),
+    ),
     ("gopher_repetition", "gopher_duplicate_line_chars", repeated_pieces(200, 5, "\n"), repeated_pieces(201, 5, "\n")),
     # 9, 14 and 19 characters, 20, 9 and 4 times.
     ("gopher_repetition", "gopher_top_2gram_chars", ngram_text(2, 1, 20, 900), ngram_text(2, 1, 20, 899)),
     ("gopher_repetition", "gopher_top_3gram_chars", ngram_text(3, 1, 9, 700), ngram_text(3, 1, 9, 699)),
     ("gopher_repetition", "gopher_top_4gram_chars", ngram_text(4, 1, 4, 475), ngram_text(4, 1, 4, 474)),
     # 30 n-grams occur twice, so 30 x 4 n letters are repeated.
-    *[("gopher_repetition", f"gopher_repeated_{n}gram_chars", ngram_text(n, 30, 2, -(-12_000 * n // percent)),
-       ngram_text(n, 30, 2, -(-12_000 * n // percent) - 1))
-      for n, percent in ((5, 15), (6, 14), (7, 13), (8, 12), (9, 11), (10, 10))],
+    *[
+        (
+            "gopher_repetition",
+            f"gopher_repeated_{n}gram_chars",
+            ngram_text(n, 30, 2, -(-12_000 * n // percent)),
+            ngram_text(n, 30, 2, -(-12_000 * n // percent) - 1),
+        )
+        for n, percent in ((5, 15), (6, 14), (7, 13), (8, 12), (9, 11), (10, 10))
+    ],
     ("code_lines", "code_too_short", "x" * 50, " " + "x" * 49),
     ("code_lines", "code_long_line", CODE + "x" * 1000 + "\n", CODE + "x" * 1001 + "\n"),
     ("code_lines", "code_long_mean_line", "x" * 100 + "\n" + "x" * 100, "x" * 100 + "\n" + "x" * 101),
     ("code_alphanumeric", "code_low_alphanumeric", "é" * 25 + "-" * 75, "é" * 25 + "-" * 76),
     ("code_alphanumeric", "code_mostly_digits", "1" * 50 + "x" * 50, "1" * 51 + "x" * 50),
-    ("code_generated", "code_auto_generated", "\n\n\n\n\n# Autogenerated\n" + CODE, "\n\n\n\n# AUTOGENERATED by x\n" + CODE),
+    (
+        "code_generated",
+        "code_auto_generated",
+        "\n\n\n\n\n# Autogenerated\n" + CODE,
+        "\n\n\n\n# AUTOGENERATED by x\n" + CODE,
+    ),
     ("code_encoded_data", "code_encoded_data", "-" + "A" * 1024 + "-" * 2000, "-" + "A" * 1025 + "-" * 2000),
 ]
 
@@ -130,8 +175,14 @@ def test_first_dropped_value(case: tuple[str, str, str, str]) -> None:
 
 def test_every_reason_has_a_case() -> None:
     """A new `return "reason"` in a rule's source needs a row above."""
-    source = "".join(Path(m).read_text(encoding="utf-8") for m in (
-        FILTERS["not_empty"].__code__.co_filename, FILTERS["code_lines"].__code__.co_filename, filters_prose.__file__))
+    source = "".join(
+        Path(m).read_text(encoding="utf-8")
+        for m in (
+            FILTERS["not_empty"].__code__.co_filename,
+            FILTERS["code_lines"].__code__.co_filename,
+            filters_prose.__file__,
+        )
+    )
     returned = set(re.findall(r'return (?:f)?"(\w[\w{}]*)"', source)) | {"empty", "code_auto_generated"}
     patterns = [re.sub(r"\{\w+\}", r"\\w+", reason) for reason in sorted(returned)]
     covered = {case[1] for case in LIMITS}
@@ -145,8 +196,16 @@ def test_encoded_data_that_fills_the_text(text: str) -> None:
     assert FILTERS["code_encoded_data"](text + "-" * (len(text) + 1)) is None
 
 
-@pytest.mark.parametrize("head", ["// Code generated by protoc. DO NOT EDIT.", "# Automatically generated", '"""Generated by x"""',
-                                  "/* This file is generated */", "# auto-generated"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "// Code generated by protoc. DO NOT EDIT.",
+        "# Automatically generated",
+        '"""Generated by x"""',
+        "/* This file is generated */",
+        "# auto-generated",
+    ],
+)
 def test_generated_markers(head: str) -> None:
     assert FILTERS["code_generated"](head + "\n" + CODE) == "code_auto_generated"
 
@@ -249,6 +308,7 @@ def test_character_kinds_match_unicodedata() -> None:
 @settings(max_examples=100, deadline=None)
 def test_base64_runs_match_the_expression(text: str) -> None:
     from pretrainer.data.filters_code import _base64_runs
+
     for sample in (text, text * 9, "Ab9+/=\n" * 9 + text + "x" * 64):
         assert _base64_runs(sample).tolist() == [len(run) for run in re.findall(r"[a-zA-Z0-9+/\n=]{64,}", sample)]
 
@@ -257,6 +317,7 @@ def test_presets_name_known_filters_and_match_the_config() -> None:
     from typing import get_args, get_type_hints
 
     from pretrainer.config import SourceConfig
+
     assert set(PRESETS) == set(get_args(get_type_hints(SourceConfig)["preset"]))
     assert {name for names in PRESETS.values() for name in names} == set(FILTERS)
 
@@ -269,8 +330,7 @@ def test_unknown_preset() -> None:
 def test_apply_preset_gives_the_first_failing_rule_per_text() -> None:
     good = text_of(prose(60))
     texts = pa.chunked_array([pa.array([good, "", "too short"]), pa.array([good + "..."])])
-    assert apply_preset("prose", texts) == [
-        None, "empty", "gopher_too_few_words", "gopher_too_many_ellipsis_lines"]
+    assert apply_preset("prose", texts) == [None, "empty", "gopher_too_few_words", "gopher_too_many_ellipsis_lines"]
     assert apply_preset("none", texts) == [None] * 4
     assert first_reason([lambda _: None, lambda _: "b", lambda _: "c"], "x") == "b"
 

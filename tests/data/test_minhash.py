@@ -1,4 +1,4 @@
-"""MinHash: shingles against a reference in plain Python, signatures against datasketch, estimates against exact Jaccard."""
+"""MinHash: shingles against plain Python, signatures against datasketch, estimates against exact Jaccard."""
 
 from __future__ import annotations
 

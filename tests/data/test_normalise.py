@@ -22,6 +22,7 @@ TEXTS = st.lists(st.text(st.characters(codec="utf-8") | st.sampled_from("\r\n\0 
 
 
 def test_line_ends_and_nulls_change_and_nothing_else() -> None:
+    assert normalise_text("a\r\0\nb") == "a\n\nb"
     assert normalise_text("a\r\nb\rc\n\td  \0e\u0301 \u2028\n\n") == "a\nb\nc\n\td  e\u0301 \u2028\n\n"
 
 

@@ -211,8 +211,18 @@ def test_units_by_example() -> None:
 def test_configured_format_decides_what_is_split() -> None:
     assert len(UnitPlan(_manifest([("data.bin", 100)], "jsonl"), 0, 10)) == 10
     assert len(UnitPlan(_manifest([("data.jsonl", 100)], "parquet"), 0, 10)) == 1
-    with pytest.raises(SourceError, match="parquet inside gz"):
+    with pytest.raises(SourceError, match="x.parquet.gz: parquet inside gzip"):
         UnitPlan(_manifest([("x.parquet.gz", 1)]), 0, 10)
+
+
+@pytest.mark.parametrize(("path", "expected"), [
+    ("a/b.jsonl", ("jsonl", None)), ("x.v1.JSON.gz", ("jsonl", "gzip")), ("x.ndjson.zst", ("jsonl", "zstd")),
+    ("x.parquet", ("parquet", None)), ("README", ("text", None)), ("dir.jsonl/file", ("text", None)),
+    ("x.txt.xz", ("text", "xz")), ("x.bz2", ("text", "bz2")), ("gz", ("text", None)),
+])
+def test_format_by_name(path: str, expected: tuple[str, str | None]) -> None:
+    assert units.shard_format(path, "auto") == expected
+    assert units.shard_format(path.replace("parquet", "x"), "jsonl")[0] == "jsonl"
 
 
 def test_tiny_files_are_grouped_up_to_a_count() -> None:

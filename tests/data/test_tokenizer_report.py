@@ -59,7 +59,7 @@ def test_measured_documents_are_not_trained_on_unless_there_is_only_one() -> Non
     assert split_sample(["only"]) == (["only"], ["only"])
 
 
-@pytest.mark.parametrize(("text", "sizes"), [("8k,16k,32k", [8192, 16384, 32768]), ("512", [512]), ("1K, 700", [1024, 700])])
+@pytest.mark.parametrize(("text", "sizes"), [("8k,16k", [8192, 16384]), ("512", [512]), ("1K, 700", [1024, 700])])
 def test_sizes_are_read(text: str, sizes: list[int]) -> None:
     assert parse_sizes(text) == sizes
 
@@ -83,8 +83,8 @@ def test_a_sample_with_an_empty_measured_document_is_measured_on_another() -> No
 
 
 def test_the_table_is_aligned() -> None:
-    rows = [Row(8192, "stdlib", "code", 3.25, 1.5, 1234, 0.5), Row(8192, ALL, "", 12.0, 10.25, 7, 0.5), Row(16384, ALL, "", 1, 1, 0, 0)]
-    assert format_rows(rows).split("\n") == [
+    small = [Row(8192, "stdlib", "code", 3.25, 1.5, 1234, 0.5), Row(8192, ALL, "", 12.0, 10.25, 7, 0.5)]
+    assert format_rows([*small, Row(16384, ALL, "", 1, 1, 0, 0)]).split("\n") == [
         "vocabulary  source  language  bytes/token  tokens/word  unused pieces  embedding share",
         "     8,192  stdlib  code            3.250        1.500          1,234            50.0%",
         "     8,192  all                    12.000       10.250              7            50.0%",

@@ -119,6 +119,7 @@ def test_step_digest_and_chain_hash_raw_digests_in_order():
 
 def test_special_ids_inside_the_text_of_a_loaded_tokenizer_are_learned_like_any_other():
     # Where documents begin and padding starts is said by `starts` and `lengths`, never by the ids.
-    block = Batch(0, 0, 0, np.array([[9, PAD, BOS, EOS]], dtype=np.uint32), np.zeros(1, np.int32), np.array([4], np.int32))
+    tokens, starts, lengths = np.array([[9, PAD, BOS, EOS]], np.uint32), np.zeros(1, np.int32), np.array([4], np.int32)
+    block = Batch(0, 0, 0, tokens, starts, lengths)
     (batch,) = micro_batches(to_tensor(block), block, sequences=1, **KEYS)
     assert batch.targets.tolist() == [[PAD, BOS, EOS]]

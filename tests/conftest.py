@@ -1,0 +1,35 @@
+"""Ray is started once per session of pytest, by `ray start --head`, and stopped by its own session folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.head import Head
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A head node of this session's own, without authentication, with a dashboard and job server."""
+    head = Head.start(tmp_path_factory.mktemp("ray"), cpus=4)
+    yield head
+    head.stop()
+
+
+@pytest.fixture(scope="session")
+def tmp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def pytest_report_header() -> str:
+    ray = subprocess.run([sys.executable, "-c", "import ray; print(ray.__version__)"], capture_output=True, text=True, check=False)
+    return f"ray {ray.stdout.strip()}"
