@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
+from ray._common.utils import get_ray_address_file
 
 from pretrainer.config import Config
 from pretrainer.config_load import format_help, load_config
@@ -36,9 +39,14 @@ def run_main(main: Callable[[Sequence[str]], int]) -> None:
 def config_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser for `--config FILE section.field=value …`; --help lists every field."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m pipelines.{prog}", description=description, epilog="fields:\n" + format_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="FILE", help="YAML file, a short delta over the defaults (default: the quickstart)")
+        prog=f"python -m pipelines.{prog}",
+        description=description,
+        epilog="fields:\n" + format_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file, a short delta over the defaults (default: the quickstart)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="any field of the list below")
     return parser
 
@@ -63,44 +71,86 @@ def cluster(config: Config) -> Iterator[Cluster]:
     """Join the cluster of this machine or job, or start one on this machine; leaves it as it was found."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    joined = _join(config) or _start(config)
+    address = running_cluster(config)
+    joined = _start(config) if address is None else _join(config, address)
     try:
         yield joined
     finally:
         ray.shutdown()
 
 
-def ray_is_reachable(config: Config) -> bool:
-    """Whether a cluster is named or runs on this machine."""
-    return bool(os.environ.get("RAY_ADDRESS")) or config.cluster.address != "auto" or os.path.exists("/tmp/ray/ray_current_cluster")
+PROBE_TIMEOUT_S = 3.0
+
+
+def running_cluster(config: Config) -> str | None:
+    """Address of the cluster that is named or runs on this machine; None where there is none.
+
+    Ray leaves its address file behind when a head node dies, and a client then waits for minutes: so knock first.
+    """
+    named = os.environ.get("RAY_ADDRESS") or (config.cluster.address if config.cluster.address != "auto" else None)
+    address = named or _address_file()
+    if address is None or "://" in address or _answers(address):
+        return address
+    if named is None:
+        return None
+    raise UserError(f"no Ray cluster answers at {address}: start one there, or check cluster.address and RAY_ADDRESS")
+
+
+def _address_file() -> str | None:
+    path = Path(get_ray_address_file(None))
+    return path.read_text().strip() or None if path.exists() else None
+
+
+def _answers(address: str) -> bool:
+    host, _colon, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), PROBE_TIMEOUT_S):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 RUNTIME_ENV = {"env_vars": {"PYTHONHASHSEED": "0"}}
 
 
-def _join(config: Config) -> Cluster | None:
-    address = os.environ.get("RAY_ADDRESS") or config.cluster.address
+def _join(config: Config, address: str) -> Cluster:
     try:
-        context = ray.init(address=address, runtime_env=RUNTIME_ENV, logging_level=logging.ERROR, log_to_driver=config.cluster.worker_logs)
-    except ConnectionError as error:
-        if address == "auto":
-            return None
+        context = ray.init(
+            address=address,
+            runtime_env=RUNTIME_ENV,
+            logging_level=logging.ERROR,
+            log_to_driver=config.cluster.worker_logs,
+        )
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        mode = os.environ.get("RAY_AUTH_MODE", "not set")
         raise UserError(
-            f"no Ray cluster answers at {address}: check cluster.address and RAY_ADDRESS. A cluster with token authentication "
-            "refuses a client without one: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or "
-            f"RAY_AUTH_MODE=disabled where the cluster has none (RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'not set')})") from error
+            f"the Ray cluster at {address} refused this client: with token authentication set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
+            f"RAY_AUTH_TOKEN_PATH, without it set RAY_AUTH_MODE=disabled (RAY_AUTH_MODE is {mode})"
+        ) from error
     return _describe(context.dashboard_url, started_here=False)
 
 
 def _start(config: Config) -> Cluster:
     # A cluster for one run, bound to this machine; without this Ray writes a token file that later clusters pick up.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    context = ray.init(address="local", object_store_memory=config.cluster.object_store_bytes, runtime_env=RUNTIME_ENV,
-                       logging_level=logging.ERROR, include_dashboard=True, log_to_driver=config.cluster.worker_logs)
+    context = ray.init(
+        address="local",
+        object_store_memory=config.cluster.object_store_bytes,
+        runtime_env=RUNTIME_ENV,
+        logging_level=logging.ERROR,
+        include_dashboard=True,
+        log_to_driver=config.cluster.worker_logs,
+    )
     return _describe(context.dashboard_url, started_here=True)
 
 
 def _describe(dashboard: str | None, started_here: bool) -> Cluster:
     resources = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
-    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes, f"http://{dashboard}" if dashboard else None, started_here)
+    return Cluster(
+        resources.get("CPU", 0.0),
+        resources.get("GPU", 0.0),
+        nodes,
+        f"http://{dashboard}" if dashboard else None,
+        started_here,
+    )

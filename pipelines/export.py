@@ -47,7 +47,9 @@ def run_config(run: Store) -> Config:
     try:
         return parse_config(run.read_text("config.yaml"), where=f"{run.uri}/config.yaml")
     except FileNotFoundError:
-        raise UserError(f"{run.uri} is not a run folder (it has no config.yaml): give a run folder or the name of a run") from None
+        raise UserError(
+            f"{run.uri} is not a run folder (it has no config.yaml): give a run folder or the name of a run"
+        ) from None
 
 
 def checkpoint_folder(run: Store, name: str | None) -> str:

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     tokenizer = load_tokenizer(run.child("data").uri)
     model = load_model(config, run, checkpoint_folder(run, options.checkpoint), tokenizer.vocab_size)
     prompt = [tokenizer.bos_id, *(int(i) for i in tokenizer.encode(options.prompt))]
-    ids = generate(model, prompt, options.max_new_tokens, options.temperature, options.top_k, options.seed, tokenizer.eos_id)
+    ids = generate(
+        model, prompt, options.max_new_tokens, options.temperature, options.top_k, options.seed, tokenizer.eos_id
+    )
     print(options.prompt + tokenizer.decode(ids))
     return 0
 

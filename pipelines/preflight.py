@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from pipelines.cli import Cluster, cluster, ray_is_reachable
+from pipelines.cli import Cluster, cluster, running_cluster
 from pretrainer.config import Config
 from pretrainer.data.mixture import make_mixture, mixing_weights
 from pretrainer.data.pipeline import data_cpus
@@ -25,7 +25,7 @@ GIB = 2**30
 @contextmanager
 def local_cluster(config: Config) -> Iterator[Cluster]:
     """The running cluster, or what one started on this machine would have: a dry run starts none."""
-    if ray_is_reachable(config):
+    if running_cluster(config) is not None:
         with cluster(config) as there:
             yield there
     else:
@@ -34,9 +34,13 @@ def local_cluster(config: Config) -> Iterator[Cluster]:
 
 def uses_gpu(config: Config, cluster: Cluster) -> bool:
     if config.train.device == "cuda" and cluster.gpus < config.train.worker_range[0] and not config.cluster.autoscaling:
-        raise ConfigError(f"train.device='cuda' needs {config.train.worker_range[0]} GPUs and the cluster has {cluster.gpus:g}: "
-                          "add GPU nodes, lower train.num_workers, or set train.device=cpu")
-    return config.train.device == "cuda" or (config.train.device == "auto" and cluster.gpus >= config.train.worker_range[0])
+        raise ConfigError(
+            f"train.device='cuda' needs {config.train.worker_range[0]} GPUs and the cluster has {cluster.gpus:g}: "
+            "add GPU nodes, lower train.num_workers, or set train.device=cpu"
+        )
+    return config.train.device == "cuda" or (
+        config.train.device == "auto" and cluster.gpus >= config.train.worker_range[0]
+    )
 
 
 def check(config: Config, run: Store, cluster: Cluster) -> Manifest:
@@ -44,8 +48,10 @@ def check(config: Config, run: Store, cluster: Cluster) -> Manifest:
     run.check_writable()
     manifest = Manifest.build(config.data.sources)
     if run.is_local and cluster.nodes > 1 and not config.cluster.shared_storage:
-        raise ConfigError(f"run.storage={config.run.storage!r} is a folder of one machine and the cluster has {cluster.nodes} nodes: use an "
-                          "object store (s3://…, gs://…), or set cluster.shared_storage=true if all nodes mount this folder")
+        raise ConfigError(
+            f"run.storage={config.run.storage!r} is a folder of one machine and the cluster has {cluster.nodes} nodes: use an "
+            "object store (s3://…, gs://…), or set cluster.shared_storage=true if all nodes mount this folder"
+        )
     _check_cpus(config, cluster)
     _check_length(config, manifest)
     return manifest
@@ -61,7 +67,8 @@ def _check_cpus(config: Config, cluster: Cluster) -> None:
         raise ConfigError(
             f"train.num_workers={config.train.num_workers} x train.cpus_per_worker={each:g} and the data stages ({needs:g} CPUs for "
             f"{len(config.data.sources)} sources) do not fit into the cluster's {cluster.cpus:g} CPUs, so the run would wait for ever: "
-            f"use at most {fit} workers, lower train.cpus_per_worker, or set cluster.autoscaling=true if the cluster can grow")
+            f"use at most {fit} workers, lower train.cpus_per_worker, or set cluster.autoscaling=true if the cluster can grow"
+        )
 
 
 def _check_length(config: Config, manifest: Manifest) -> None:
@@ -70,11 +77,14 @@ def _check_length(config: Config, manifest: Manifest) -> None:
     mixture = make_mixture(mixing_weights(config.data.sources, sizes), config.data.mix_cycle)
     for i, (source, size) in enumerate(zip(config.data.sources, sizes, strict=True)):
         wanted = config.total_steps * config.train.global_batch_tokens * mixture.shares[i] / mixture.cycle
-        compressed = any(shard.path.endswith((".gz", ".zst", ".bz2", ".xz", ".parquet")) for shard in manifest.shards(i))
+        compressed = any(
+            shard.path.endswith((".gz", ".zst", ".bz2", ".xz", ".parquet")) for shard in manifest.shards(i)
+        )
         if not compressed and wanted > size * source.max_epochs:
             raise ConfigError(
                 f"source {source.name} has {size:,} bytes and max_epochs={source.max_epochs}, which cannot give the {wanted:,.0f} tokens that "
-                f"{config.total_steps:,} steps ask of it: lower train.steps, raise its max_epochs, or lower its weight or share")
+                f"{config.total_steps:,} steps ask of it: lower train.steps, raise its max_epochs, or lower its weight or share"
+            )
 
 
 def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size: int) -> list[str]:
@@ -88,27 +98,50 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
     lo, hi = train.worker_range
     slot_tokens = data.seq_len * data.slot_sequences
     rows = [
-        ("model", f"{parameters:,} parameters ({config.model.layers} layers, width {config.model.hidden}, vocabulary {vocab_size:,})"),
+        (
+            "model",
+            f"{parameters:,} parameters ({config.model.layers} layers, width {config.model.hidden}, vocabulary {vocab_size:,})",
+        ),
         ("compute", f"{per_token:,} FLOPs per token, {per_token * tokens:.3g} FLOPs in all"),
-        ("length", f"{config.total_steps:,} steps x {train.global_batch_tokens:,} tokens = {tokens:,} tokens"
-                   f" ({tokens / parameters:.1f} per parameter)"),
+        (
+            "length",
+            f"{config.total_steps:,} steps x {train.global_batch_tokens:,} tokens = {tokens:,} tokens"
+            f" ({tokens / parameters:.1f} per parameter)",
+        ),
         ("batch", f"{config.slot_blocks_per_step} slot blocks of {data.slot_sequences} x {data.seq_len} tokens"),
-        ("workers", f"{lo} to {hi}, useful sizes {useful_sizes(config.slot_blocks_per_step, hi)}" if lo != hi else
-                    f"{hi} on {'GPU' if uses_gpu(config, cluster) else 'CPU'}, {train.cpus_per_worker:g} CPU each"),
-        ("memory", f"about {memory_estimate_bytes(config.model, vocab_size, hi, train.precision) / GIB:.2f} GiB per worker for "
-                   "parameters, gradients and optimizer"),
-        ("cluster", f"{cluster.nodes} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; data needs {data_cpus(data):g} CPUs"),
-        ("split", f"carries {BLOCKS_PER_S_OF_A_SPLIT} blocks/s = {BLOCKS_PER_S_OF_A_SPLIT * slot_tokens:,} tokens/s; "
-                  "raise data.slot_sequences if the trainers are faster"),
+        (
+            "workers",
+            f"{lo} to {hi}, useful sizes {useful_sizes(config.slot_blocks_per_step, hi)}"
+            if lo != hi
+            else f"{hi} on {'GPU' if uses_gpu(config, cluster) else 'CPU'}, {train.cpus_per_worker:g} CPU each",
+        ),
+        (
+            "memory",
+            f"about {memory_estimate_bytes(config.model, vocab_size, hi, train.precision) / GIB:.2f} GiB per worker for "
+            "parameters, gradients and optimizer",
+        ),
+        (
+            "cluster",
+            f"{cluster.nodes} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; data needs {data_cpus(data):g} CPUs",
+        ),
+        (
+            "split",
+            f"carries {BLOCKS_PER_S_OF_A_SPLIT} blocks/s = {BLOCKS_PER_S_OF_A_SPLIT * slot_tokens:,} tokens/s; "
+            "raise data.slot_sequences if the trainers are faster",
+        ),
     ]
     for i, source in enumerate(data.sources):
         units = len(UnitPlan(manifest, i, data.chunk_bytes))
-        rows.append((f"source {source.name}", f"{sizes[i]:,} bytes in {manifest.tables[i].num_rows:,} shards, {units:,} units, "
-                                              f"{mixture.shares[i]} of {mixture.cycle} slot blocks, {source.max_epochs} epochs at most"))
+        rows.append(
+            (
+                f"source {source.name}",
+                f"{sizes[i]:,} bytes in {manifest.tables[i].num_rows:,} shards, {units:,} units, "
+                f"{mixture.shares[i]} of {mixture.cycle} slot blocks, {source.max_epochs} epochs at most",
+            )
+        )
     return [f"  {name:<22}{text}" for name, text in rows]
 
 
 def useful_sizes(blocks_per_step: int, largest: int) -> Sequence[int]:
     """World sizes at which a step takes fewer micro-batches than at the next smaller one."""
     return [w for w in range(1, largest + 1) if w == 1 or -(-blocks_per_step // w) < -(-blocks_per_step // (w - 1))]
-

@@ -31,7 +31,9 @@ from pretrainer.train.controller import committed_checkpoint
 def main(arguments: Sequence[str]) -> int:
     started_s = time.time()
     parser = config_parser("pretrain", __doc__.split("\n\n")[0])
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the derived plan, train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the derived plan, train nothing"
+    )
     options = parser.parse_args(arguments)
     config = read_config(options)
     config = dataclasses.replace(config, model=resolve(config.model))
@@ -46,7 +48,14 @@ def dry_run(config: Config, run: Store) -> int:
     """Every check and the plan; asks no cluster for anything but what it has."""
     with local_cluster(config) as there:
         manifest = check(config, run, there)
-        print("\n".join([f"plan of run {config.run.name} in {run.uri}", *plan_lines(config, manifest, there, config.tokenizer.vocab_size)]))
+        print(
+            "\n".join(
+                [
+                    f"plan of run {config.run.name} in {run.uri}",
+                    *plan_lines(config, manifest, there, config.tokenizer.vocab_size),
+                ]
+            )
+        )
         print("everything that can be checked beforehand is in order; nothing was trained (--dry-run)")
     return 0
 
@@ -72,8 +81,10 @@ def refuse_changed_stream(run: Store, data: Frozen) -> None:
     """A run that has trained cannot go on with other tokens; before its first checkpoint it simply starts a new ledger."""
     committed = committed_checkpoint(run)
     if data.changes and committed is not None and committed[1] > 0:
-        raise ConfigError(f"run {run.uri} has trained {committed[1]:,} steps on another stream of tokens; since then changed: "
-                          f"{', '.join(data.changes)}. Put it back, or give the new run another run.name")
+        raise ConfigError(
+            f"run {run.uri} has trained {committed[1]:,} steps on another stream of tokens; since then changed: "
+            f"{', '.join(data.changes)}. Put it back, or give the new run another run.name"
+        )
 
 
 if __name__ == "__main__":

@@ -36,8 +36,10 @@ def already_complete(run: Store, config: Config) -> int | None:
         return None
     if summary["status"] != "completed" or summary["steps"] < config.total_steps:
         return None
-    print(f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}. Raise train.steps to "
-          f"go on, or give another run.name to begin again\n{run.child('summary.json').uri}")
+    print(
+        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}. Raise train.steps to "
+        f"go on, or give another run.name to begin again\n{run.child('summary.json').uri}"
+    )
     return 0
 
 
@@ -76,14 +78,20 @@ def _count(records: list[ChunkRecord]) -> dict[str, Any]:
     for record in records:
         dropped.update(record.dropped)
     return {
-        "chunks": len(records), "read": sum(r.read for r in records), "kept": sum(r.kept for r in records),
-        "dropped": dict(sorted(dropped.items())), "dead_letters": sum(r.dead_letters for r in records),
-        "bytes_read": sum(r.bytes_read for r in records), "bytes_kept": sum(r.bytes_kept for r in records),
+        "chunks": len(records),
+        "read": sum(r.read for r in records),
+        "kept": sum(r.kept for r in records),
+        "dropped": dict(sorted(dropped.items())),
+        "dead_letters": sum(r.dead_letters for r in records),
+        "bytes_read": sum(r.bytes_read for r in records),
+        "bytes_kept": sum(r.bytes_kept for r in records),
         "tokens": sum(r.tokens for r in records),
     }
 
 
-def summarise(session: Session, outcome: Outcome, committed: tuple[str, int] | None, exported: str | None) -> dict[str, Any]:
+def summarise(
+    session: Session, outcome: Outcome, committed: tuple[str, int] | None, exported: str | None
+) -> dict[str, Any]:
     """The content of summary.json."""
     config, data = session.config, session.data
     by_source = document_counts(data)
@@ -95,21 +103,35 @@ def summarise(session: Session, outcome: Outcome, committed: tuple[str, int] | N
     done = committed[1] if committed else 0
     first_step_s = steps[0]["time_s"] - session.started_s if steps else None
     return {
-        "run": config.run.name, "status": outcome.status, "message": outcome.message, "steps": done,
-        "tokens": done * config.train.global_batch_tokens, "train_loss": steps[-1]["loss"] if steps else None, **validation,
-        "parameters": parameter_count(config.model, data.vocab_size), "vocab_size": data.vocab_size,
-        "world_sizes": sorted({start["world_size"] for start in session.starts}), "restarts": max(0, len(session.starts) - 1),
-        "order_digest": digests[-1]["order_digest"] if digests else "", "fingerprint": data.fingerprint,
+        "run": config.run.name,
+        "status": outcome.status,
+        "message": outcome.message,
+        "steps": done,
+        "tokens": done * config.train.global_batch_tokens,
+        "train_loss": steps[-1]["loss"] if steps else None,
+        **validation,
+        "parameters": parameter_count(config.model, data.vocab_size),
+        "vocab_size": data.vocab_size,
+        "world_sizes": sorted({start["world_size"] for start in session.starts}),
+        "restarts": max(0, len(session.starts) - 1),
+        "order_digest": digests[-1]["order_digest"] if digests else "",
+        "fingerprint": data.fingerprint,
         "documents": {
-            "read": sum(c["read"] for c in by_source.values()), "kept": sum(c["kept"] for c in by_source.values()),
-            "dropped": dict(sorted(dropped.items())), "dead_letters": sum(c["dead_letters"] for c in by_source.values()),
+            "read": sum(c["read"] for c in by_source.values()),
+            "kept": sum(c["kept"] for c in by_source.values()),
+            "dropped": dict(sorted(dropped.items())),
+            "dead_letters": sum(c["dead_letters"] for c in by_source.values()),
         },
         "dedup": {kind: sum(dropped[r] for r in reasons) for kind, reasons in DEDUP_REASONS.items()},
-        "sources": by_source, "mixture": {s.name: n for s, n in zip(config.data.sources, data.mixture.shares, strict=True)},
-        "time_to_first_step_s": first_step_s, "tokens_per_s": totals["tokens"] / max(1e-9, totals["elapsed_s"]),
-        "data_wait_fraction": totals["data_wait_s"] / max(1e-9, totals["elapsed_s"]), "wall_s": time.time() - session.started_s,
+        "sources": by_source,
+        "mixture": {s.name: n for s, n in zip(config.data.sources, data.mixture.shares, strict=True)},
+        "time_to_first_step_s": first_step_s,
+        "tokens_per_s": totals["tokens"] / max(1e-9, totals["elapsed_s"]),
+        "data_wait_fraction": totals["data_wait_s"] / max(1e-9, totals["elapsed_s"]),
+        "wall_s": time.time() - session.started_s,
         "mlflow": {"uri": session.mlflow_uri, "run_id": session.mlflow_run_id},
-        "checkpoint": session.run.child(committed[0]).uri if committed else None, "export": exported,
+        "checkpoint": session.run.child(committed[0]).uri if committed else None,
+        "export": exported,
     }
 
 
@@ -124,7 +146,8 @@ def held_out_result(outcome: Outcome, data: Frozen) -> dict[str, Any]:
         return sum(values[n] * data.held_out[n].bytes for n in names) / size if size else None
 
     return {
-        "val_loss": loss, "val_bits_per_byte": by_bytes({n: last[n]["bits_per_byte"] for n in names}),
+        "val_loss": loss,
+        "val_bits_per_byte": by_bytes({n: last[n]["bits_per_byte"] for n in names}),
         "perplexity": 2.718281828459045 ** min(loss, 700.0) if loss is not None else None,
         "gzip_bits_per_byte": by_bytes({n: h.gzip_bits_per_byte for n, h in data.held_out.items()}),
         "unigram_bits_per_byte": by_bytes({n: h.unigram_bits_per_byte for n, h in data.held_out.items()}),
@@ -136,8 +159,10 @@ def artifacts(session: Session, outcome: Outcome, summary: dict[str, Any]) -> di
     """Texts for MLflow: resolved config, summary, data report, samples."""
     samples = [f"step {e['step']}\n{decode(session.data, e['ids'])}\n" for e in outcome.of("sample")]
     return {
-        "config.yaml": to_yaml(session.config), "summary.json": json.dumps(summary, indent=1),
-        "data_report.txt": "\n".join(document_table(summary["sources"])), "samples.txt": "\n".join(samples),
+        "config.yaml": to_yaml(session.config),
+        "summary.json": json.dumps(summary, indent=1),
+        "data_report.txt": "\n".join(document_table(summary["sources"])),
+        "samples.txt": "\n".join(samples),
     }
 
 
@@ -145,15 +170,20 @@ def document_table(by_source: dict[str, dict[str, Any]]) -> list[str]:
     """Documents in, kept and dropped by reason, one block per source."""
     lines = []
     for name, count in by_source.items():
-        lines.append(f"  {name}: {count['read']:,} documents read ({count['bytes_read']:,} bytes), {count['kept']:,} kept "
-                     f"({count['bytes_kept']:,} bytes, {count['tokens']:,} tokens), {count['dead_letters']:,} unreadable")
-        lines += [f"    {reason:<32}{n:>10,}  {n / max(1, count['read']):6.1%}"
-                  for reason, n in sorted(count["dropped"].items(), key=lambda item: -item[1])]
+        lines.append(
+            f"  {name}: {count['read']:,} documents read ({count['bytes_read']:,} bytes), {count['kept']:,} kept "
+            f"({count['bytes_kept']:,} bytes, {count['tokens']:,} tokens), {count['dead_letters']:,} unreadable"
+        )
+        lines += [
+            f"    {reason:<32}{n:>10,}  {n / max(1, count['read']):6.1%}"
+            for reason, n in sorted(count["dropped"].items(), key=lambda item: -item[1])
+        ]
     return lines
 
 
 def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
     """The last table on the terminal."""
+
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
@@ -162,15 +192,22 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
         ("steps, tokens", f"{summary['steps']:,}, {summary['tokens']:,}"),
         ("loss", f"train {number(summary['train_loss'], '.4f')}, validation {number(summary['val_loss'], '.4f')}"),
         ("perplexity", f"{number(summary['perplexity'], ',.1f')} (a uniform guess has {summary['vocab_size']:,})"),
-        ("bits per byte", f"{number(summary['val_bits_per_byte'], '.3f')} (gzip -9 {number(summary['gzip_bits_per_byte'], '.3f')}, "
-                          f"unigram tokens {number(summary['unigram_bits_per_byte'], '.3f')})"),
+        (
+            "bits per byte",
+            f"{number(summary['val_bits_per_byte'], '.3f')} (gzip -9 {number(summary['gzip_bits_per_byte'], '.3f')}, "
+            f"unigram tokens {number(summary['unigram_bits_per_byte'], '.3f')})",
+        ),
         ("speed", f"{summary['tokens_per_s']:,.0f} tokens/s, waiting for data {summary['data_wait_fraction']:.1%}"),
-        ("time", f"first step after {number(summary['time_to_first_step_s'], '.1f')} s, all {summary['wall_s']:.0f} s, "
-                 f"{summary['restarts']} restarts"),
+        (
+            "time",
+            f"first step after {number(summary['time_to_first_step_s'], '.1f')} s, all {summary['wall_s']:.0f} s, "
+            f"{summary['restarts']} restarts",
+        ),
         ("order digest", summary["order_digest"]),
-        ("checkpoint", summary["checkpoint"]), ("export", summary["export"]),
+        ("checkpoint", summary["checkpoint"]),
+        ("export", summary["export"]),
         ("MLflow", f"mlflow ui --backend-store-uri {summary['mlflow']['uri']}"),
-        ("try it", f"python -m pipelines.generate {session.run.uri} --prompt \"def main\""),
+        ("try it", f'python -m pipelines.generate {session.run.uri} --prompt "def main"'),
     ]
     lines = ["", "documents", *document_table(summary["sources"]), "", "result"]
     return "\n".join(lines + [f"  {name:<16}{value}" for name, value in rows])

@@ -28,7 +28,7 @@ from pretrainer.storage import Store
 from pretrainer.tracking import Tracker, default_uri
 from pretrainer.train.controller import make_trainer
 from pretrainer.train.recorder import Recorder
-from pretrainer.train.worker import WorkerSpec
+from pretrainer.train.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +53,19 @@ class Session:
 
     @classmethod
     def open(cls, config: Config, run: Store, data: Frozen, cluster: Cluster, started_s: float) -> Session:
-        uri, artifacts = (config.tracking.uri, None) if config.tracking.uri else default_uri(config.run.storage, run.is_local)
+        uri, artifacts = (
+            (config.tracking.uri, None) if config.tracking.uri else default_uri(config.run.storage, run.is_local)
+        )
         known = _read_json(run, "mlflow.json") or {}
-        tracker = Tracker(uri, config.tracking.experiment, artifacts, config.run.name, known.get("run_id"),
-                          flat_config(asdict(config)), {"git_commit": git_commit(), "fingerprint": data.fingerprint, "run_folder": run.uri})
+        tracker = Tracker(
+            uri,
+            config.tracking.experiment,
+            artifacts,
+            config.run.name,
+            known.get("run_id"),
+            flat_config(asdict(config)),
+            {"git_commit": git_commit(), "fingerprint": data.fingerprint, "run_folder": run.uri},
+        )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         recorder = ray.remote(Recorder).options(num_cpus=0, scheduling_strategy=here).remote(tracker)
         run_id = ray.get(recorder.start.remote())
@@ -85,8 +94,13 @@ class Outcome:
 def train(session: Session, console: Console) -> Outcome:
     """Run the trainer to its end, printing what happens; a stop signal becomes a checkpoint and a clean end."""
     outcome, failure = Outcome(), []
-    trainer = make_trainer(session.config, worker_spec(session), session.run, _stream(session.data),
-                           uses_gpu(session.config, session.cluster))
+    trainer = make_trainer(
+        session.config,
+        worker_spec(session),
+        session.run,
+        _stream(session.data),
+        uses_gpu(session.config, session.cluster),
+    )
 
     def fit() -> None:
         try:
@@ -125,13 +139,17 @@ def _judge(session: Session, outcome: Outcome, failure: list[Exception]) -> None
         outcome.status, outcome.message, outcome.exit_code = "failed", fatal[0]["message"], fatal[0]["exit_code"]
     elif failure:
         outcome.status, outcome.exit_code = "failed", 1
-        outcome.message = f"training failed: {_last_line(failure[0])}; the same command continues from the last checkpoint"
+        outcome.message = (
+            f"training failed: {_last_line(failure[0])}; the same command continues from the last checkpoint"
+        )
     elif finished:
         outcome.status, outcome.exit_code = finished[-1]["status"], 0
         if outcome.status == "exhausted":
             outcome.status, outcome.exit_code = "stopped", 2
-            outcome.message = (f"the sources are exhausted after {finished[-1]['step']:,} of {session.config.total_steps:,} steps: raise "
-                               "max_epochs of the sources or lower train.steps; everything up to there was trained and exported")
+            outcome.message = (
+                f"the sources are exhausted after {finished[-1]['step']:,} of {session.config.total_steps:,} steps: raise "
+                "max_epochs of the sources or lower train.steps; everything up to there was trained and exported"
+            )
     else:
         outcome.status, outcome.message = "stopped", "stopped before the workers could save; the same command continues"
 
@@ -174,9 +192,16 @@ def stop_signals(session: Session) -> Iterator[StopRequest]:
 def worker_spec(session: Session) -> WorkerSpec:
     data = session.data
     return WorkerSpec(
-        config=session.config, vocab_size=data.vocab_size, order=data.mixture, data_uri=data.plans[0].data_uri, run_uri=session.run.uri,
-        fingerprint=data.fingerprint, held_out_bytes={name: held.bytes for name, held in data.held_out.items()},
-        sample_prompt=sample_prompt(data), recorder=session.recorder)
+        config=session.config,
+        vocab_size=data.vocab_size,
+        order=data.mixture,
+        data_uri=data.plans[0].data_uri,
+        run_uri=session.run.uri,
+        fingerprint=data.fingerprint,
+        held_out_bytes={name: held.bytes for name, held in data.held_out.items()},
+        sample_prompt=sample_prompt(data),
+        recorder=session.recorder,
+    )
 
 
 def sample_prompt(data: Frozen) -> tuple[int, ...]:
@@ -206,4 +231,3 @@ def _read_json(run: Store, name: str) -> Any:
         return json.loads(run.read(name))
     except FileNotFoundError:
         return None
-

@@ -26,8 +26,9 @@ def count_parameters(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
 
 def main(arguments: Sequence[str]) -> int:
     parser = config_parser("tokenizer", "Compare vocabulary sizes on a sample of the sources.")
-    parser.add_argument("--compare", metavar="SIZES", default="8k,16k,32k",
-                        help="vocabulary sizes, k = 1024 (default: %(default)s)")
+    parser.add_argument(
+        "--compare", metavar="SIZES", default="8k,16k,32k", help="vocabulary sizes, k = 1024 (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     sizes, config = parse_sizes(options.compare), read_config(options)
     with cluster(config):

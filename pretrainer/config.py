@@ -35,7 +35,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(
             bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0].isalnum(),
-            "run.name", self.name, "use letters, digits, '.', '_' and '-', beginning with a letter or digit",
+            "run.name",
+            self.name,
+            "use letters, digits, '.', '_' and '-', beginning with a letter or digit",
         )
 
 
@@ -66,13 +68,22 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         where = f"data.sources[{self.name}]"
-        _require(bool(self.name) and self.name.replace("-", "_").isidentifier(), f"{where}.name", self.name,
-                 "use letters, digits, '-' and '_', beginning with a letter")
+        _require(
+            bool(self.name) and self.name.replace("-", "_").isidentifier(),
+            f"{where}.name",
+            self.name,
+            "use letters, digits, '-' and '_', beginning with a letter",
+        )
         _require(len(self.uris) > 0, f"{where}.uris", list(self.uris), "name at least one file, folder, glob or URI")
         _require(self.weight > 0, f"{where}.weight", self.weight, "use a positive number")
         _require(self.share is None or 0 < self.share <= 1, f"{where}.share", self.share, "use a number in (0, 1]")
         _require(self.max_epochs >= 1, f"{where}.max_epochs", self.max_epochs, "use 1 or more")
-        _require(self.max_bytes is None or self.max_bytes > 0, f"{where}.max_bytes", self.max_bytes, "use a positive number of bytes")
+        _require(
+            self.max_bytes is None or self.max_bytes > 0,
+            f"{where}.max_bytes",
+            self.max_bytes,
+            "use a positive number of bytes",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +106,15 @@ class DedupConfig:
     def __post_init__(self) -> None:
         _require(0 < self.threshold <= 1, "data.dedup.threshold", self.threshold, "use a number in (0, 1]")
         _require(self.shingle_words >= 1, "data.dedup.shingle_words", self.shingle_words, "use 1 or more")
-        _require(self.bands >= 1 and self.rows_per_band >= 1, "data.dedup.bands", self.bands, "use 1 or more bands and rows")
-        _require(self.permutations >= max(128, self.bands * self.rows_per_band), "data.dedup.permutations", self.permutations,
-                 "use at least 128 and at least bands x rows_per_band, or candidates cannot be verified")
+        _require(
+            self.bands >= 1 and self.rows_per_band >= 1, "data.dedup.bands", self.bands, "use 1 or more bands and rows"
+        )
+        _require(
+            self.permutations >= max(128, self.bands * self.rows_per_band),
+            "data.dedup.permutations",
+            self.permutations,
+            "use at least 128 and at least bands x rows_per_band, or candidates cannot be verified",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +157,38 @@ class DataConfig:
         names = [s.name for s in self.sources]
         _require(len(set(names)) == len(names), "data.sources", names, "give every source its own name")
         shares = [s.share for s in self.sources if s.share is not None]
-        _require(len(shares) in (0, len(self.sources)), "data.sources[].share", shares, "give a share to every source or to none")
+        _require(
+            len(shares) in (0, len(self.sources)),
+            "data.sources[].share",
+            shares,
+            "give a share to every source or to none",
+        )
         _require(not shares or abs(sum(shares) - 1) < 1e-6, "data.sources[].share", shares, "shares must add up to 1")
         _require(self.chunk_bytes >= 1024, "data.chunk_bytes", self.chunk_bytes, "use at least 1024")
         _require(self.seq_len >= 8, "data.seq_len", self.seq_len, "use at least 8")
         _require(self.slot_sequences >= 1, "data.slot_sequences", self.slot_sequences, "use 1 or more")
-        _require(self.pack_window_tokens >= 64 * (self.seq_len + 1), "data.pack_window_tokens", self.pack_window_tokens,
-                 f"a window needs at least 64 rows: use {64 * (self.seq_len + 1)} or more")
-        _require(self.mix_cycle & (self.mix_cycle - 1) == 0 and self.mix_cycle >= len(self.sources), "data.mix_cycle", self.mix_cycle,
-                 "use a power of two that is at least the number of sources")
-        _require(0 < self.held_out_share < 1, "data.held_out_share", self.held_out_share, "use a number between 0 and 1")
+        _require(
+            self.pack_window_tokens >= 64 * (self.seq_len + 1),
+            "data.pack_window_tokens",
+            self.pack_window_tokens,
+            f"a window needs at least 64 rows: use {64 * (self.seq_len + 1)} or more",
+        )
+        _require(
+            self.mix_cycle & (self.mix_cycle - 1) == 0 and self.mix_cycle >= len(self.sources),
+            "data.mix_cycle",
+            self.mix_cycle,
+            "use a power of two that is at least the number of sources",
+        )
+        _require(
+            0 < self.held_out_share < 1, "data.held_out_share", self.held_out_share, "use a number between 0 and 1"
+        )
         _require(self.held_out_chunks >= 1, "data.held_out_chunks", self.held_out_chunks, "use 1 or more")
-        _require(0 <= self.max_dead_letter_share <= 1, "data.max_dead_letter_share", self.max_dead_letter_share, "use a number from 0 to 1")
+        _require(
+            0 <= self.max_dead_letter_share <= 1,
+            "data.max_dead_letter_share",
+            self.max_dead_letter_share,
+            "use a number from 0 to 1",
+        )
         _require(0 < self.read_cpus, "data.read_cpus", self.read_cpus, "use a positive number of CPUs")
         _require(self.look_ahead_chunks >= 2, "data.look_ahead_chunks", self.look_ahead_chunks, "use 2 or more")
 
@@ -168,7 +205,12 @@ class TokenizerConfig:
     """Bytes of filtered text, from chunks chosen by hash, that the tokenizer is trained on."""
 
     def __post_init__(self) -> None:
-        _require(self.vocab_size >= 512, "tokenizer.vocab_size", self.vocab_size, "use at least 512 (69 special and 256 byte pieces come first)")
+        _require(
+            self.vocab_size >= 512,
+            "tokenizer.vocab_size",
+            self.vocab_size,
+            "use at least 512 (69 special and 256 byte pieces come first)",
+        )
         _require(self.train_bytes >= 10_000, "tokenizer.train_bytes", self.train_bytes, "use at least 10000")
 
 
@@ -199,10 +241,24 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(self.layers >= 1, "model.layers", self.layers, "use 1 or more")
-        _require(self.heads >= 1 and self.hidden % self.heads == 0, "model.hidden", self.hidden, f"must be a multiple of model.heads={self.heads}")
-        _require((self.hidden // self.heads) % 2 == 0, "model.heads", self.heads, "the head width hidden/heads must be even for RoPE")
-        _require(self.kv_heads is None or (self.kv_heads >= 1 and self.heads % self.kv_heads == 0), "model.kv_heads", self.kv_heads,
-                 f"must divide model.heads={self.heads}")
+        _require(
+            self.heads >= 1 and self.hidden % self.heads == 0,
+            "model.hidden",
+            self.hidden,
+            f"must be a multiple of model.heads={self.heads}",
+        )
+        _require(
+            (self.hidden // self.heads) % 2 == 0,
+            "model.heads",
+            self.heads,
+            "the head width hidden/heads must be even for RoPE",
+        )
+        _require(
+            self.kv_heads is None or (self.kv_heads >= 1 and self.heads % self.kv_heads == 0),
+            "model.kv_heads",
+            self.kv_heads,
+            f"must divide model.heads={self.heads}",
+        )
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a number in [0, 1)")
 
     @property
@@ -268,7 +324,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         lo, hi = self.worker_range
         _require(1 <= lo <= hi, "train.num_workers", self.num_workers, "use N >= 1 or [min, max] with 1 <= min <= max")
-        _require((self.steps is None) != (self.tokens is None), "train.steps / train.tokens", (self.steps, self.tokens), "give exactly one of them")
+        _require(
+            (self.steps is None) != (self.tokens is None),
+            "train.steps / train.tokens",
+            (self.steps, self.tokens),
+            "give exactly one of them",
+        )
         _require(self.steps is None or self.steps >= 1, "train.steps", self.steps, "use 1 or more")
         _require(self.tokens is None or self.tokens >= 1, "train.tokens", self.tokens, "use 1 or more")
         _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "use a positive number")
@@ -276,7 +337,13 @@ class TrainConfig:
         _require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "use 0 or more")
         _require(self.clip_norm > 0, "train.clip_norm", self.clip_norm, "use a positive number")
         _require(self.cpus_per_worker > 0, "train.cpus_per_worker", self.cpus_per_worker, "use a positive number")
-        for name in ("checkpoint_every_steps", "keep_checkpoints", "validate_every_steps", "sample_every_steps", "log_every_steps"):
+        for name in (
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "validate_every_steps",
+            "sample_every_steps",
+            "log_every_steps",
+        ):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "use 1 or more")
 
     @property
@@ -327,15 +394,27 @@ class Config:
     def __post_init__(self) -> None:
         slot = self.data.seq_len * self.data.slot_sequences
         batch = self.train.global_batch_tokens
-        _require(batch > 0 and batch % slot == 0, "train.global_batch_tokens", batch,
-                 f"must be a multiple of data.seq_len x data.slot_sequences = {slot}: the nearest are "
-                 f"{max(1, batch // slot) * slot} and {(batch // slot + 1) * slot}")
+        _require(
+            batch > 0 and batch % slot == 0,
+            "train.global_batch_tokens",
+            batch,
+            f"must be a multiple of data.seq_len x data.slot_sequences = {slot}: the nearest are "
+            f"{max(1, batch // slot) * slot} and {(batch // slot + 1) * slot}",
+        )
         micro = self.train.micro_batch_sequences
-        _require(micro is None or (micro >= 1 and self.data.slot_sequences % micro == 0), "train.micro_batch_sequences", micro,
-                 f"must divide data.slot_sequences={self.data.slot_sequences}")
-        _require(self.train.worker_range[1] <= self.slot_blocks_per_step, "train.num_workers", self.train.num_workers,
-                 f"a step has {self.slot_blocks_per_step} slot blocks and cannot feed more workers than that: use fewer workers, "
-                 "a larger train.global_batch_tokens or a smaller data.slot_sequences")
+        _require(
+            micro is None or (micro >= 1 and self.data.slot_sequences % micro == 0),
+            "train.micro_batch_sequences",
+            micro,
+            f"must divide data.slot_sequences={self.data.slot_sequences}",
+        )
+        _require(
+            self.train.worker_range[1] <= self.slot_blocks_per_step,
+            "train.num_workers",
+            self.train.num_workers,
+            f"a step has {self.slot_blocks_per_step} slot blocks and cannot feed more workers than that: use fewer workers, "
+            "a larger train.global_batch_tokens or a smaller data.slot_sequences",
+        )
 
     @property
     def slot_blocks_per_step(self) -> int:

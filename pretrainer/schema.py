@@ -18,7 +18,6 @@ FIRST_TEXT_ID = 5 + NUM_RESERVED
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<mask>", *(f"<reserved_{i}>" for i in range(NUM_RESERVED)))
 
 
-
 @dataclass(frozen=True)
 class Specials:
     """Ids that packing adds; a loaded tokenizer may have others than a trained one."""
@@ -29,31 +28,40 @@ class Specials:
 
 
 # Documents of one chunk, as a reader gives them and filters keep them.
-DOCUMENTS = pa.schema([
-    ("id", pa.large_string()),     # the id column, or <shard path>#<row>
-    ("shard", pa.int32()),         # number of the shard in the manifest of its source
-    ("row", pa.int64()),           # number of the record in its shard; for byte-range reads the byte offset
-    ("text", pa.large_string()),
-])
+DOCUMENTS = pa.schema(
+    [
+        ("id", pa.large_string()),  # the id column, or <shard path>#<row>
+        ("shard", pa.int32()),  # number of the shard in the manifest of its source
+        ("row", pa.int64()),  # number of the record in its shard; for byte-range reads the byte offset
+        ("text", pa.large_string()),
+    ]
+)
 
 # Documents of one chunk after tokenization: what a token shard holds. No bos, no eos: packing adds them.
-TOKENIZED = pa.schema([
-    ("id", pa.large_string()),
-    ("shard", pa.int32()),
-    ("row", pa.int64()),
-    ("bytes", pa.int32()),         # UTF-8 length of the text
-    ("tokens", pa.large_list(pa.uint32())),
-])
+TOKENIZED = pa.schema(
+    [
+        ("id", pa.large_string()),
+        ("shard", pa.int32()),
+        ("row", pa.int64()),
+        ("bytes", pa.int32()),  # UTF-8 length of the text
+        ("tokens", pa.large_list(pa.uint32())),
+    ]
+)
 
 # One slot block is one row, so Ray can neither tear nor merge it.
-SLOT_BLOCK = pa.schema([
-    ("source", pa.int32()),        # index in config.data.sources
-    ("block", pa.int64()),         # n-th slot block of its source, counted over all epochs
-    ("epoch", pa.int32()),         # epoch of its first sequence
-    ("tokens", pa.large_binary()),  # K * (S + 1) uint32, row-major
-    ("starts", pa.large_binary()),  # int32 offsets into the K * (S + 1) ids where a document or a rest of one begins
-    ("lengths", pa.large_binary()),  # K int32: ids before the padding of each row
-])
+SLOT_BLOCK = pa.schema(
+    [
+        ("source", pa.int32()),  # index in config.data.sources
+        ("block", pa.int64()),  # n-th slot block of its source, counted over all epochs
+        ("epoch", pa.int32()),  # epoch of its first sequence
+        ("tokens", pa.large_binary()),  # K * (S + 1) uint32, row-major
+        (
+            "starts",
+            pa.large_binary(),
+        ),  # int32 offsets into the K * (S + 1) ids where a document or a rest of one begins
+        ("lengths", pa.large_binary()),  # K int32: ids before the padding of each row
+    ]
+)
 
 
 class SlotOrder(Protocol):
@@ -117,8 +125,14 @@ class Batch:
     def from_row(cls, row: dict, seq_len: int) -> Batch:
         """Read one SLOT_BLOCK row (a dict of Python values)."""
         tokens = np.frombuffer(row["tokens"], dtype=np.uint32).reshape(-1, seq_len + 1)
-        return cls(int(row["source"]), int(row["block"]), int(row["epoch"]), tokens, np.frombuffer(row["starts"], dtype=np.int32),
-                   np.frombuffer(row["lengths"], dtype=np.int32))
+        return cls(
+            int(row["source"]),
+            int(row["block"]),
+            int(row["epoch"]),
+            tokens,
+            np.frombuffer(row["starts"], dtype=np.int32),
+            np.frombuffer(row["lengths"], dtype=np.int32),
+        )
 
 
 def to_ipc(table: pa.Table) -> bytes:

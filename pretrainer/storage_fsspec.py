@@ -116,8 +116,8 @@ def _says(error: Exception, statuses: tuple[int, ...], words: re.Pattern[str]) -
     """By the HTTP status in the error, or by its message where it has none."""
     # aiohttp has `status`, gcsfs `code`, requests and httpx `response.status_code`; the first one found counts.
     places = ((error, "status"), (getattr(error, "response", None), "status_code"), (error, "code"))
-    status = next((getattr(place, name) for place, name in places if hasattr(place, name)), None)
-    return int(status) in statuses if str(status).isdigit() else words.search(str(error)) is not None
+    status = str(next((getattr(place, name) for place, name in places if hasattr(place, name)), ""))
+    return int(status) in statuses if status.isdigit() else words.search(str(error)) is not None
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -21,8 +21,16 @@ STATUS = {"completed": "FINISHED", "stopped": "KILLED", "preempted": "KILLED", "
 class Tracker:
     """One MLflow run. Connects on first use, so that it can travel to the actor that owns it."""
 
-    def __init__(self, uri: str, experiment: str, artifact_root: str | None, run_name: str, run_id: str | None,
-                 params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        artifact_root: str | None,
+        run_name: str,
+        run_id: str | None,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> None:
         self.uri, self.experiment, self.artifact_root = uri, experiment, artifact_root
         self.run_name, self.run_id, self.params, self.tags = run_name, run_id, dict(params), dict(tags)
         self._client: Any = None
@@ -37,7 +45,9 @@ class Tracker:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         self._client = MlflowClient(self.uri)
         if self.run_id is None:
-            self.run_id = self._client.create_run(self._experiment_id(), run_name=self.run_name, tags=self.tags).info.run_id
+            self.run_id = self._client.create_run(
+                self._experiment_id(), run_name=self.run_name, tags=self.tags
+            ).info.run_id
             self._log_params()
         else:
             self._client.update_run(self.run_id, status="RUNNING")
@@ -45,7 +55,11 @@ class Tracker:
 
     def _experiment_id(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
-        return found.experiment_id if found else self._client.create_experiment(self.experiment, artifact_location=self.artifact_root)
+        return (
+            found.experiment_id
+            if found
+            else self._client.create_experiment(self.experiment, artifact_location=self.artifact_root)
+        )
 
     def _log_params(self) -> None:
         from mlflow.entities import Param
@@ -66,7 +80,9 @@ class Tracker:
 
         self.start()
         now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, metrics=[Metric(name, float(value), now, step) for name, value, step in values])
+        self._client.log_batch(
+            self.run_id, metrics=[Metric(name, float(value), now, step) for name, value, step in values]
+        )
 
     def finish(self, status: str, artifacts: Mapping[str, str]) -> None:
         """Text artifacts by file name, then the true status of the run."""
@@ -77,7 +93,11 @@ class Tracker:
 
 
 def _step_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
-    out = [(f"train/{name}", step[name], step["step"]) for step in event["steps"] for name in ("loss", "grad_norm", "learning_rate")]
+    out = [
+        (f"train/{name}", step[name], step["step"])
+        for step in event["steps"]
+        for name in ("loss", "grad_norm", "learning_rate")
+    ]
     if event["steps"]:
         last = event["steps"][-1]["step"]
         out += [(f"speed/{name}", event[name], last) for name in ("tokens_per_s", "data_wait_fraction", "world_size")]
@@ -87,8 +107,11 @@ def _step_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
 
 
 def _validation_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
-    return [(f"validation/{source}/{name}", values[name], event["step"])
-            for source, values in event["sources"].items() for name in ("loss", "perplexity", "bits_per_byte")]
+    return [
+        (f"validation/{source}/{name}", values[name], event["step"])
+        for source, values in event["sources"].items()
+        for name in ("loss", "perplexity", "bits_per_byte")
+    ]
 
 
 EVENT_METRICS = {"steps": _step_metrics, "validation": _validation_metrics}

@@ -31,5 +31,7 @@ def tmp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_report_header() -> str:
-    ray = subprocess.run([sys.executable, "-c", "import ray; print(ray.__version__)"], capture_output=True, text=True, check=False)
+    ray = subprocess.run(
+        [sys.executable, "-c", "import ray; print(ray.__version__)"], capture_output=True, text=True, check=False
+    )
     return f"ray {ray.stdout.strip()}"

@@ -14,6 +14,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 
 from pretrainer import storage
 from pretrainer.errors import StorageError, UserError
@@ -21,6 +22,7 @@ from pretrainer.storage import Store, redact, resolve_run
 from pretrainer.storage_backend import TransientError
 from pretrainer.storage_fsspec import FsspecBackend
 from pretrainer.storage_local import LocalBackend
+from pretrainer.storage_s3 import S3Backend
 from tests import s3
 
 s3_endpoint, s3_uri = s3.s3_endpoint, s3.s3_uri
@@ -228,6 +230,37 @@ def test_missing_credentials(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> No
     Store(f"{s3_uri}&anonymous=true").list()
 
 
+def test_create_on_a_store_without_conditional_put(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = S3Backend(s3_uri[5:].partition("?")[0], Store(s3_uri).location.options)
+    put_object = backend.client.put_object
+
+    def put(**request: object) -> object:
+        if "IfNoneMatch" in request:
+            raise ClientError({"Error": {"Code": "NotImplemented"}}, "PutObject")
+        return put_object(**request)
+
+    monkeypatch.setattr(backend.client, "put_object", put)
+    _use(monkeypatch, backend)
+    store = Store(s3_uri)
+    assert store.create("x", b"1") and not store.create("x", b"1")
+    with pytest.raises(StorageError, match="exists with other bytes"):
+        store.create("x", b"2")
+
+
+@pytest.mark.parametrize("method", ["write", "create"])
+def test_a_full_disk_leaves_the_old_object_alone(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.write("x", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="no space left"):
+        getattr(store, method)("x", b"new")
+    assert os.listdir(tmp_path) == ["x"] and store.read("x") == b"old"
+
+
 def test_endpoint_from_the_environment(s3_uri: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(s3_uri).write("x", b"1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_endpoint)
@@ -295,8 +328,10 @@ def test_transient_errors_are_retried(
     error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waits: None
 ) -> None:
     (tmp_path / "x").write_bytes(b"0123456789")
-    _use(monkeypatch, FlakyBackend(2, error))
+    backend = FlakyBackend(2, error)
+    _use(monkeypatch, backend)
     assert Store(str(tmp_path)).read("x") == b"0123456789"
+    assert backend.opened == 3 or isinstance(error, TransientError)  # a handle that failed is not used again
     _use(monkeypatch, FlakyBackend(3, error))
     with pytest.raises(StorageError, match="cannot read .*/x.* after 3 attempts"):
         Store(str(tmp_path)).read("x")

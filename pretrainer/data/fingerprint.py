@@ -51,8 +51,12 @@ def _imports_of_package(tree: ast.Module, package: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
             submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            modules = [name for name in submodules if importlib.util.find_spec(node.module).submodule_search_locations  # type: ignore[union-attr]
-                       and importlib.util.find_spec(name)]
+            modules = [
+                name
+                for name in submodules
+                if importlib.util.find_spec(node.module).submodule_search_locations  # type: ignore[union-attr]
+                and importlib.util.find_spec(name)
+            ]
             found += modules or [node.module]
         elif isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name.split(".")[0] == package]
@@ -62,8 +66,13 @@ def _imports_of_package(tree: ast.Module, package: str) -> list[str]:
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) \
-                and isinstance(body[0].value.value, str):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
             node.body = body[1:]  # type: ignore[attr-defined]
     return tree
 

@@ -21,12 +21,14 @@ from pretrainer.errors import BadDataError, StreamError
 from pretrainer.schema import from_ipc
 
 MIN_RECORDS_FOR_RATE = 100  # the dead-letter share is judged from this many records on
-DECISIONS = pa.schema([
-    ("kept", pa.bool_()),
-    ("reason", pa.string()),
-    ("duplicate_of", pa.int64()),
-    ("similarity", pa.float32()),
-])
+DECISIONS = pa.schema(
+    [
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+        ("duplicate_of", pa.int64()),
+        ("similarity", pa.float32()),
+    ]
+)
 
 
 @dataclass
@@ -90,13 +92,20 @@ class InOrderDedup:
         assert self.index is not None
         if not key.follows(self.progress.newest, self.progress.newest_was_last):
             before = self.progress.newest.name if self.progress.newest else "the start"
-            raise StreamError(f"source {self.plan.source.name}: chunk {key.name} came where the chunk after {before} was expected; "
-                              "the order is broken and nothing of it was trained on")
+            raise StreamError(
+                f"source {self.plan.source.name}: chunk {key.name} came where the chunk after {before} was expected; "
+                "the order is broken and nothing of it was trained on"
+            )
         decided = self.index.decide(document_positions(key, len(sketches)), sketches)
-        decisions = pa.table([
-            pa.array(decided.kept, pa.bool_()), pa.array(list(decided.reasons), pa.string()),
-            pa.array(decided.duplicate_of, pa.int64()), pa.array(decided.similarity, pa.float32()),
-        ], schema=DECISIONS)
+        decisions = pa.table(
+            [
+                pa.array(decided.kept, pa.bool_()),
+                pa.array(list(decided.reasons), pa.string()),
+                pa.array(decided.duplicate_of, pa.int64()),
+                pa.array(decided.similarity, pa.float32()),
+            ],
+            schema=DECISIONS,
+        )
         meta = {"last": last, "read": read, "dead": dead}
         self.ledger.write_segment(key, join_segment(decisions, sketches.select(decided.kept), meta))
         self.progress.advance(key, last, read, dead)
@@ -109,7 +118,8 @@ class InOrderDedup:
             raise BadDataError(
                 f"source {self.plan.source.name}: {dead:,} of {read:,} records could not be read ({dead / read:.1%}, allowed {allowed:.1%}); "
                 f"{self.ledger.root.uri}/dead_letters lists each with its reason. Mend the shards, or raise data.max_dead_letter_share "
-                "if this is expected")
+                "if this is expected"
+            )
 
 
 def document_positions(key: ChunkKey, documents: int) -> np.ndarray:
@@ -128,7 +138,9 @@ def join_segment(decisions: pa.Table, kept: Sketches, meta: dict) -> pa.Table:
     rows = pa.array(np.cumsum(mask) - 1, mask=~mask)
     for name, column in zip(kept.to_table().column_names, kept.to_table().take(rows).columns, strict=True):
         decisions = decisions.append_column(f"entry_{name}", column)
-    return decisions.replace_schema_metadata({**(kept.to_table().schema.metadata or {}), b"chunk": json.dumps(meta).encode()})
+    return decisions.replace_schema_metadata(
+        {**(kept.to_table().schema.metadata or {}), b"chunk": json.dumps(meta).encode()}
+    )
 
 
 def split_segment(stored: pa.Table) -> tuple[pa.Table, Sketches]:

@@ -94,9 +94,16 @@ class Ledger:
             lines = "".join(json.dumps(asdict(d), sort_keys=True) + "\n" for d in report.dead_letters)
             self.root.create(f"dead_letters/{key.name}.jsonl", lines.encode())
         record = ChunkRecord(
-            unit=key.unit, chunk=key.chunk, last=last, read=report.read, kept=report.kept, bytes_read=report.bytes_read,
-            bytes_kept=sum(tokenized.column("bytes").to_pylist()), tokens=_count_tokens(tokenized),
-            tokens_digest=hashlib.sha256(data).hexdigest(), dropped=dict(sorted(report.dropped.items())),
+            unit=key.unit,
+            chunk=key.chunk,
+            last=last,
+            read=report.read,
+            kept=report.kept,
+            bytes_read=report.bytes_read,
+            bytes_kept=sum(tokenized.column("bytes").to_pylist()),
+            tokens=_count_tokens(tokenized),
+            tokens_digest=hashlib.sha256(data).hexdigest(),
+            dropped=dict(sorted(report.dropped.items())),
             dead_letters=len(report.dead_letters),
         )
         self.root.create(f"chunks/{key.name}-{'e' if last else 'm'}.json", record.to_bytes())
@@ -141,8 +148,10 @@ class Ledger:
             raise StreamError(f"chunk {key.name} of {self.root.uri} is needed but its ledger record does not exist")
         data = self.root.read(f"tokens/{key.name}.arrow")
         if hashlib.sha256(data).hexdigest() != record.tokens_digest:
-            raise StreamError(f"token shard {key.name} of {self.root.uri} does not match its ledger record; "
-                              "delete the run's data folder to curate again")
+            raise StreamError(
+                f"token shard {key.name} of {self.root.uri} does not match its ledger record; "
+                "delete the run's data folder to curate again"
+            )
         return from_ipc(data), record.last
 
     def read_unit(self, unit: int) -> Iterator[tuple[ChunkKey, pa.Table, bool]]:

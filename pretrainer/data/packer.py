@@ -29,8 +29,10 @@ class PackWindows:
         self.first_block = first_block
         self.closed: list[Window] = plan.windows.read_all()
         self.closed_by_end: dict[At, int] = {w.after: w.window for w in self.closed}
-        self.chunks: dict[At, tuple[pa.Table, bool]] = {}  # (tokens, last in its unit) of chunks whose window is not done
-        self.rows: dict[int, list[PackedRow]] = {}              # rows of windows that a coming block still needs
+        self.chunks: dict[
+            At, tuple[pa.Table, bool]
+        ] = {}  # (tokens, last in its unit) of chunks whose window is not done
+        self.rows: dict[int, list[PackedRow]] = {}  # rows of windows that a coming block still needs
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         row = one_chunk(table)
@@ -58,7 +60,10 @@ class PackWindows:
 
     def _closes(self, at: At, after: At) -> bool:
         """Whether the open window ends with this chunk: it has its tokens, or the epoch ends."""
-        held = sum(count_tokens(tokens) for tokens, _last in self._tokens_between(self.open_at, next_chunk(at, self.chunks[at][1])))
+        held = sum(
+            count_tokens(tokens)
+            for tokens, _last in self._tokens_between(self.open_at, next_chunk(at, self.chunks[at][1]))
+        )
         epoch_ends = after[1] == 0 and after[0] % self.plan.units == 0
         return held >= self.plan.config.pack_window_tokens or epoch_ends
 
@@ -78,8 +83,15 @@ class PackWindows:
         rows, packed = self._pack(number, tables)
         rows = self._pad_source_end(rows, first_sequence, after)
         window = Window(
-            window=number, epoch=first[0] // self.plan.units, first=first, after=after, first_sequence=first_sequence,
-            sequences=len(rows), tokens=sum(map(count_tokens, tables)), padded=packed.padded, split=packed.split,
+            window=number,
+            epoch=first[0] // self.plan.units,
+            first=first,
+            after=after,
+            first_sequence=first_sequence,
+            sequences=len(rows),
+            tokens=sum(map(count_tokens, tables)),
+            padded=packed.padded,
+            split=packed.split,
             documents=packed.documents,
         )
         self.plan.windows.write(window)
@@ -129,7 +141,11 @@ class PackWindows:
     def _forget(self, after: At, next_sequence: int) -> None:
         """Drop what no later block needs: chunks before `after`, rows before sequence `next_sequence`."""
         self.chunks = {at: held for at, held in self.chunks.items() if at >= after}
-        self.rows = {n: r for n, r in self.rows.items() if self.closed[n].first_sequence + self.closed[n].sequences > next_sequence}
+        self.rows = {
+            n: r
+            for n, r in self.rows.items()
+            if self.closed[n].first_sequence + self.closed[n].sequences > next_sequence
+        }
 
 
 def next_chunk(at: At, last: bool) -> At:
@@ -139,4 +155,6 @@ def next_chunk(at: At, last: bool) -> At:
 
 def count_tokens(tokenized: pa.Table) -> int:
     """Token ids in a schema.TOKENIZED table."""
-    return sum(len(chunk.values) if not chunk.offset else len(chunk.flatten()) for chunk in tokenized.column("tokens").chunks)
+    return sum(
+        len(chunk.values) if not chunk.offset else len(chunk.flatten()) for chunk in tokenized.column("tokens").chunks
+    )

@@ -23,8 +23,8 @@ class Rows:
     tokens: np.ndarray  # [R, L] uint32
     lengths: np.ndarray  # [R] int32, ids before the padding
     starts: np.ndarray  # [n] int64, sorted offsets into tokens.ravel() where a document or a rest of one begins
-    documents: int      # documents packed
-    split: int          # documents that continue in another row
+    documents: int  # documents packed
+    split: int  # documents that continue in another row
 
     @property
     def padded(self) -> int:
@@ -84,10 +84,12 @@ class PackedRow:
 
     tokens: np.ndarray  # [L] uint32
     starts: np.ndarray  # [n] int64, offsets in the row where a document or a rest of one begins
-    length: int         # ids before the padding
+    length: int  # ids before the padding
 
 
-def pack_window(tables: list[pa.Table], seq_len: int, packing: str, specials: Specials, key: tuple[object, ...]) -> tuple[list[PackedRow], Rows]:
+def pack_window(
+    tables: list[pa.Table], seq_len: int, packing: str, specials: Specials, key: tuple[object, ...]
+) -> tuple[list[PackedRow], Rows]:
     """(rows of a window in training order, the same rows in packing order for their counts).
 
     `tables` have the columns of schema.TOKENIZED, in stream order; `key` names the permutation.

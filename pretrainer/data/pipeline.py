@@ -37,7 +37,8 @@ ONE_CHUNK: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_c
 def in_order(cpus: float) -> dict[str, Any]:
     """Arguments of `map_batches` that make a stage see its chunks one by one and in order."""
     return {
-        **ONE_CHUNK, "num_cpus": cpus,
+        **ONE_CHUNK,
+        "num_cpus": cpus,
         "compute": ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
         "allow_out_of_order_execution": False,
     }
@@ -89,7 +90,8 @@ def build_stream(plans: Sequence[SourcePlan], mixture: Mixture, first_block: int
     if len(streams) == 1:
         return streams[0]
     return streams[0].mix(
-        *streams[1:], weights=[float(s) for s in mixture.shares],
+        *streams[1:],
+        weights=[float(s) for s in mixture.shares],
         stopping_condition=ray.data.MixStoppingCondition.STOP_ON_SHORTEST,
     )
 

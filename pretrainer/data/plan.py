@@ -64,7 +64,7 @@ class SourcePlan:
 @dataclass(frozen=True)
 class Place:
     epoch: int
-    unit: int        # number of the unit in the manifest
+    unit: int  # number of the unit in the manifest
     curated_at: int  # its position in epoch 0, which is its name in the ledger
 
 

@@ -43,8 +43,16 @@ from pretrainer.storage import Store
 log = logging.getLogger(__name__)
 
 PACKING_MODULES = ("pretrainer.data.packing", "pretrainer.data.packer")
-CURATION_MODULES = tuple(f"pretrainer.data.{name}" for name in ("readers", "source", "in_order", "stages", "tokenizer_train"))
-NOT_IN_FINGERPRINT = ("pretrainer.config", "pretrainer.errors", "pretrainer.storage", "pretrainer.data.ledger", "pretrainer.data.plan")
+CURATION_MODULES = tuple(
+    f"pretrainer.data.{name}" for name in ("readers", "source", "in_order", "stages", "tokenizer_train")
+)
+NOT_IN_FINGERPRINT = (
+    "pretrainer.config",
+    "pretrainer.errors",
+    "pretrainer.storage",
+    "pretrainer.data.ledger",
+    "pretrainer.data.plan",
+)
 LIBRARIES = ("pyarrow", "numpy", "numba", "xxhash", "sentencepiece", "tokenizers")
 
 
@@ -77,19 +85,29 @@ def freeze(config: Config, data: Store) -> Frozen:
     manifest = freeze_manifest(config, data)
     sizes = [manifest_bytes(manifest, i) for i in range(len(config.data.sources))]
     weights = mixing_weights(config.data.sources, sizes)
-    drafts = [SourcePlan(i, data.uri, config.data, "", "", len(UnitPlan(manifest, i, config.data.chunk_bytes)))
-              for i in range(len(config.data.sources))]
+    drafts = [
+        SourcePlan(i, data.uri, config.data, "", "", len(UnitPlan(manifest, i, config.data.chunk_bytes)))
+        for i in range(len(config.data.sources))
+    ]
     held = [hold_out(plan) for plan in drafts]
     tokenizer = freeze_tokenizer(config.tokenizer, drafts, weights, held, data)
     parts = fingerprint_parts(config, manifest, tokenizer, held)
-    plans = tuple(replace(plan, curation=fingerprint.digest(parts[plan.source.name]["curation"]),
-                          packing=fingerprint.digest(parts[plan.source.name]),
-                          specials=Specials(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)) for plan in drafts)
+    plans = tuple(
+        replace(
+            plan,
+            curation=fingerprint.digest(parts[plan.source.name]["curation"]),
+            packing=fingerprint.digest(parts[plan.source.name]),
+            specials=Specials(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id),
+        )
+        for plan in drafts
+    )
     mixture = make_mixture(weights, config.data.mix_cycle)
     parts["order"] = {"shares": mixture.shares, "slot_blocks_per_step": config.slot_blocks_per_step}
     changes = freeze_fingerprint(parts, data)
     summary = freeze_held_out(plans, held, tokenizer, data)
-    return Frozen(plans, mixture, tokenizer.vocab_size, summary, fingerprint.digest(parts), tuple(sizes), tuple(changes))
+    return Frozen(
+        plans, mixture, tokenizer.vocab_size, summary, fingerprint.digest(parts), tuple(sizes), tuple(changes)
+    )
 
 
 def freeze_manifest(config: Config, data: Store) -> Manifest:
@@ -145,14 +163,21 @@ def _nothing_kept(source: SourceConfig, reports: Sequence[ChunkReport]) -> str:
     dead = [letter for report in reports for letter in report.dead_letters]
     read = sum(report.read for report in reports)
     first = f"; the first: {dead[0].shard} row {dead[0].row}: {dead[0].reason} ({dead[0].detail})" if dead else ""
-    return (f"source {source.name}: no document is left of the first {read:,} records: {len(dead):,} could not be read{first}; "
-            f"dropped by {dropped or 'no filter'}. Check uris, format, text_column={source.text_column!r} and "
-            f"preset={source.preset!r} of the source (preset: none keeps everything)")
+    return (
+        f"source {source.name}: no document is left of the first {read:,} records: {len(dead):,} could not be read{first}; "
+        f"dropped by {dropped or 'no filter'}. Check uris, format, text_column={source.text_column!r} and "
+        f"preset={source.preset!r} of the source (preset: none keeps everything)"
+    )
 
 
 # Tokenizer ------------------------------------------------------------------------------------------------------------
-def freeze_tokenizer(config: TokenizerConfig, plans: Sequence[SourcePlan], weights: Sequence[float], held: Sequence[pa.Table],
-                     data: Store) -> Tokenizer:
+def freeze_tokenizer(
+    config: TokenizerConfig,
+    plans: Sequence[SourcePlan],
+    weights: Sequence[float],
+    held: Sequence[pa.Table],
+    data: Store,
+) -> Tokenizer:
     """The run's tokenizer: read back, loaded from `tokenizer.uri`, or trained on a fixed byte budget."""
     for name in ("tokenizer.model", "tokenizer.json"):
         if data.exists(name):
@@ -171,7 +196,9 @@ def _read_tokenizer(uri: str) -> bytes:
     try:
         return Store(uri).read()
     except FileNotFoundError:
-        raise UserError(f"tokenizer.uri={uri!r} does not exist: give a sentencepiece .model or a Hugging Face tokenizer.json") from None
+        raise UserError(
+            f"tokenizer.uri={uri!r} does not exist: give a sentencepiece .model or a Hugging Face tokenizer.json"
+        ) from None
 
 
 @ray.remote(num_cpus=0.5)
@@ -179,7 +206,9 @@ def _train_tokenizer(texts: list[str], kind: Literal["bpe", "unigram"], vocab_si
     return train_tokenizer(texts, kind, vocab_size)
 
 
-def sample_texts(plans: Sequence[SourcePlan], weights: Sequence[float], held: Sequence[pa.Table], budget_bytes: int) -> dict[str, list[str]]:
+def sample_texts(
+    plans: Sequence[SourcePlan], weights: Sequence[float], held: Sequence[pa.Table], budget_bytes: int
+) -> dict[str, list[str]]:
     """Filtered texts by source, from units in an order chosen by hash, in the proportions of the mixture."""
     return {
         plan.source.name: list(_take_bytes(_sampled_documents(plan, held_out), int(budget_bytes * weight)))
@@ -209,20 +238,26 @@ def _take_bytes(texts: Iterator[str], budget: int) -> Iterator[str]:
 def sample_documents(config: Config, budget_bytes: int | None = None) -> dict[str, list[str]]:
     """Texts by source for a look at the data, the same ones the tokenizer would be trained on; nothing is written."""
     manifest = Manifest.build(config.data.sources)
-    weights = mixing_weights(config.data.sources, [manifest_bytes(manifest, i) for i in range(len(config.data.sources))])
+    weights = mixing_weights(
+        config.data.sources, [manifest_bytes(manifest, i) for i in range(len(config.data.sources))]
+    )
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         store.create("manifest.arrow", manifest.to_bytes())
-        plans = [SourcePlan(i, store.uri, config.data, "", "", len(UnitPlan(manifest, i, config.data.chunk_bytes)))
-                 for i in range(len(config.data.sources))]
+        plans = [
+            SourcePlan(i, store.uri, config.data, "", "", len(UnitPlan(manifest, i, config.data.chunk_bytes)))
+            for i in range(len(config.data.sources))
+        ]
         held = [hold_out(plan) for plan in plans]
         return sample_texts(plans, weights, held, budget_bytes or config.tokenizer.train_bytes)
 
 
 # Fingerprint ----------------------------------------------------------------------------------------------------------
-def fingerprint_parts(config: Config, manifest: Manifest, tokenizer: Tokenizer, held: Sequence[pa.Table]) -> dict[str, dict]:
+def fingerprint_parts(
+    config: Config, manifest: Manifest, tokenizer: Tokenizer, held: Sequence[pa.Table]
+) -> dict[str, dict]:
     """Everything that decides the tokens of each source, by name."""
     curation_code = fingerprint.code_version(CURATION_MODULES, NOT_IN_FINGERPRINT)
     packing_code = fingerprint.code_version(PACKING_MODULES, (*NOT_IN_FINGERPRINT, "pretrainer.data.stages"))
@@ -230,15 +265,25 @@ def fingerprint_parts(config: Config, manifest: Manifest, tokenizer: Tokenizer, 
     parts: dict[str, dict] = {}
     for i, source in enumerate(data.sources):
         curation = {
-            "manifest": fingerprint.digest([(shard.path, shard.size) for shard in manifest.shards(i)]), "tokenizer": tokenizer.digest, "code": curation_code, "libraries": libraries,
+            "manifest": fingerprint.digest([(shard.path, shard.size) for shard in manifest.shards(i)]),
+            "tokenizer": tokenizer.digest,
+            "code": curation_code,
+            "libraries": libraries,
             "held_out": hashlib.sha256(to_ipc(held[i].select(["id"]))).hexdigest()[:16],
-            "order_seed": data.order_seed, "chunk_bytes": data.chunk_bytes, "max_document_bytes": data.max_document_bytes,
+            "order_seed": data.order_seed,
+            "chunk_bytes": data.chunk_bytes,
+            "max_document_bytes": data.max_document_bytes,
             "dedup": asdict(data.dedup),
             **{name: getattr(source, name) for name in ("name", "format", "text_column", "id_column", "preset")},
         }
         parts[source.name] = {
-            "curation": curation, "code": packing_code, "seq_len": data.seq_len, "packing": data.packing,
-            "pack_window_tokens": data.pack_window_tokens, "slot_sequences": data.slot_sequences, "max_epochs": source.max_epochs,
+            "curation": curation,
+            "code": packing_code,
+            "seq_len": data.seq_len,
+            "packing": data.packing,
+            "pack_window_tokens": data.pack_window_tokens,
+            "slot_sequences": data.slot_sequences,
+            "max_epochs": source.max_epochs,
         }
     return parts
 
@@ -248,7 +293,9 @@ def freeze_fingerprint(parts: dict, data: Store) -> list[str]:
     flat = _flatten(parts)
     changes: list[str] = []
     if data.exists("fingerprint.json"):
-        changes = fingerprint.changed(json.loads(data.read("fingerprint.json")), json.loads(json.dumps(flat, default=str)))
+        changes = fingerprint.changed(
+            json.loads(data.read("fingerprint.json")), json.loads(json.dumps(flat, default=str))
+        )
     data.write("fingerprint.json", json.dumps(flat, indent=1, sort_keys=True, default=str).encode())
     return changes
 
@@ -261,7 +308,9 @@ def _flatten(value: dict, prefix: str = "") -> dict[str, object]:
 
 
 # Held-out rows and baselines ------------------------------------------------------------------------------------------
-def freeze_held_out(plans: Sequence[SourcePlan], held: Sequence[pa.Table], tokenizer: Tokenizer, data: Store) -> dict[str, HeldOut]:
+def freeze_held_out(
+    plans: Sequence[SourcePlan], held: Sequence[pa.Table], tokenizer: Tokenizer, data: Store
+) -> dict[str, HeldOut]:
     """Pack the held-out documents for evaluation and write their dedup sketches; by source, with baselines."""
     if data.exists("held_out/summary.json"):
         raw = json.loads(data.read("held_out/summary.json"))
@@ -288,9 +337,13 @@ def _write_held_out(plan: SourcePlan, docs: pa.Table, data: Store) -> HeldOut:
 def _held_out_rows(plan: SourcePlan, tokenized: pa.Table) -> pa.Table:
     """Packed rows, padded to whole slot blocks, as SLOT_BLOCK rows."""
     size, seq_len = plan.config.slot_sequences, plan.config.seq_len
-    rows, _packed = pack_window([tokenized.combine_chunks()], seq_len, plan.config.packing, plan.specials, ("held out",))
+    rows, _packed = pack_window(
+        [tokenized.combine_chunks()], seq_len, plan.config.packing, plan.specials, ("held out",)
+    )
     rows += [empty_row(seq_len, plan.specials)] * (-len(rows) % size)
-    return pa.concat_tables([slot_block(rows[b : b + size], plan.index, b // size, 0) for b in range(0, len(rows), size)])
+    return pa.concat_tables(
+        [slot_block(rows[b : b + size], plan.index, b // size, 0) for b in range(0, len(rows), size)]
+    )
 
 
 def _unigram_bits(tokenized: pa.Table) -> float:
@@ -299,4 +352,3 @@ def _unigram_bits(tokenized: pa.Table) -> float:
     counts = np.append(np.bincount(ids), tokenized.num_rows)
     counts = counts[counts > 0]
     return float(-(counts * (np.log(counts) - math.log(counts.sum()))).sum() / math.log(2))
-

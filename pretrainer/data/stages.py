@@ -22,16 +22,18 @@ from pretrainer.data.readers import read_unit
 from pretrainer.errors import StreamError
 from pretrainer.schema import TOKENIZED, ChunkReport, DeadLetter, from_ipc, to_ipc
 
-CHUNK_ROW = pa.schema([
-    ("position", pa.int64()),       # stream position of the unit, over all epochs
-    ("unit", pa.int64()),           # curation position of the unit
-    ("chunk", pa.int32()),
-    ("last", pa.bool_()),
-    ("kind", pa.string()),          # fresh, tokens, unit
-    ("report", pa.string()),        # JSON of a ChunkReport, for fresh rows
-    ("docs", pa.large_binary()),    # IPC of DOCUMENTS (fresh) or TOKENIZED (tokens)
-    ("sketches", pa.large_binary()),
-])
+CHUNK_ROW = pa.schema(
+    [
+        ("position", pa.int64()),  # stream position of the unit, over all epochs
+        ("unit", pa.int64()),  # curation position of the unit
+        ("chunk", pa.int32()),
+        ("last", pa.bool_()),
+        ("kind", pa.string()),  # fresh, tokens, unit
+        ("report", pa.string()),  # JSON of a ChunkReport, for fresh rows
+        ("docs", pa.large_binary()),  # IPC of DOCUMENTS (fresh) or TOKENIZED (tokens)
+        ("sketches", pa.large_binary()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,26 @@ class ChunkRow:
         return ChunkKey(self.unit, self.chunk)
 
 
-def chunk_row(position: int, key: ChunkKey, last: bool, kind: str, report: ChunkReport | None = None,
-              docs: pa.Table | None = None, sketches: Sketches | None = None) -> pa.Table:
+def chunk_row(
+    position: int,
+    key: ChunkKey,
+    last: bool,
+    kind: str,
+    report: ChunkReport | None = None,
+    docs: pa.Table | None = None,
+    sketches: Sketches | None = None,
+) -> pa.Table:
     """A CHUNK_ROW table of one row."""
-    values = (position, key.unit, key.chunk, last, kind, json.dumps(asdict(report)) if report else "",
-              to_ipc(docs) if docs is not None else b"", to_ipc(sketches.to_table()) if sketches is not None else b"")
+    values = (
+        position,
+        key.unit,
+        key.chunk,
+        last,
+        kind,
+        json.dumps(asdict(report)) if report else "",
+        to_ipc(docs) if docs is not None else b"",
+        to_ipc(sketches.to_table()) if sketches is not None else b"",
+    )
     return pa.table([pa.array([v], f.type) for v, f in zip(values, CHUNK_ROW, strict=True)], schema=CHUNK_ROW)
 
 
@@ -69,7 +86,8 @@ def one_chunk(table: pa.Table) -> ChunkRow:
     return ChunkRow(
         **{name: cells[name].as_py() for name in ("position", "unit", "chunk", "last", "kind")},
         report=parse_report(report) if report else None,
-        docs=cells["docs"].as_buffer(), sketches=cells["sketches"].as_buffer(),
+        docs=cells["docs"].as_buffer(),
+        sketches=cells["sketches"].as_buffer(),
     )
 
 

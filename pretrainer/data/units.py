@@ -30,7 +30,7 @@ def shard_format(path: str, configured: str) -> tuple[str, str | None]:
     """(format, compression or None) of a shard: jsonl, parquet or text, by its name where the config says auto."""
     found, compression = _by_suffixes(".".join(path.rsplit(".", 2)[1:]).lower(), configured)
     if found == "parquet" and compression:
-        raise SourceError(f"shard {path}: parquet inside {compression} cannot be read: unpack it (it compresses itself)")
+        raise SourceError(f"shard {path}: parquet inside {compression} cannot be read: unpack it, it compresses itself")
     return found, compression
 
 

@@ -13,7 +13,8 @@ from ray.train.torch import TorchTrainer
 from pretrainer.config import Config
 from pretrainer.errors import StorageError
 from pretrainer.storage import Store
-from pretrainer.train.worker import WorkerSpec, train_loop
+from pretrainer.train.spec import WorkerSpec
+from pretrainer.train.worker import train_loop
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"
@@ -22,8 +23,14 @@ SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"
 class OrderedDataConfig(ray.train.DataConfig):
     """Ray's own `configure` hard-codes `equal=True`, which tears the last blocks into rows and drops some."""
 
-    def configure(self, datasets: dict[str, ray.data.Dataset], world_size: int, worker_handles: Any, worker_node_ids: Any,
-                  **kwargs: Any) -> list[dict[str, ray.data.DataIterator]]:
+    def configure(
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **kwargs: Any,
+    ) -> list[dict[str, ray.data.DataIterator]]:
         # No locality hints: with them a block goes to the rank that is near it instead of the rank whose turn it is.
         splits = {name: ds.streaming_split(world_size, equal=False) for name, ds in datasets.items()}
         return [{name: split[rank] for name, split in splits.items()} for rank in range(world_size)]
@@ -45,10 +52,14 @@ def committed_checkpoint(run: Store) -> tuple[str, int] | None:
     try:
         return f"{CHECKPOINTS}/{latest['checkpoint_dir_name']}", int(latest["metrics"]["step"])
     except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{run.uri}/{SNAPSHOT} was written by Ray {snapshot.get('ray_version')} and cannot be read: {error!r}") from error
+        raise StorageError(
+            f"{run.uri}/{SNAPSHOT} was written by Ray {snapshot.get('ray_version')} and cannot be read: {error!r}"
+        ) from error
 
 
-def make_trainer(config: Config, spec: WorkerSpec, run: Store, build: Callable[[int], ray.data.Dataset], use_gpu: bool) -> TorchTrainer:
+def make_trainer(
+    config: Config, spec: WorkerSpec, run: Store, build: Callable[[int], ray.data.Dataset], use_gpu: bool
+) -> TorchTrainer:
     """The elastic trainer. `build(first global slot block)` makes the stream; it is called at every worker-group start."""
     path, filesystem = run.train_storage()
     lo, hi = config.train.worker_range
@@ -63,11 +74,14 @@ def make_trainer(config: Config, spec: WorkerSpec, run: Store, build: Callable[[
         datasets={"train": stream},
         dataset_config=OrderedDataConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=hi if lo == hi else (lo, hi), use_gpu=use_gpu,
+            num_workers=hi if lo == hi else (lo, hi),
+            use_gpu=use_gpu,
             resources_per_worker={"CPU": config.train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
-            name=CHECKPOINTS, storage_path=path, storage_filesystem=filesystem,
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
         ),

@@ -49,8 +49,12 @@ def make_plan(folder: Path, texts: Sequence[str], lines_per_file: int = 10, **ch
         (corpus / f"{start:05d}.jsonl").write_text("\n".join(lines) + "\n")
     max_epochs = changes.pop("max_epochs", 1)
     source = SourceConfig(name="synthetic", uris=(str(corpus),), preset="none", max_epochs=max_epochs)  # type: ignore[arg-type]
-    config = replace(DataConfig(sources=(source,), seq_len=16, slot_sequences=4, pack_window_tokens=1100, chunk_bytes=1024, dedup=DEDUP),
-                     **changes)  # type: ignore[arg-type]
+    config = replace(
+        DataConfig(
+            sources=(source,), seq_len=16, slot_sequences=4, pack_window_tokens=1100, chunk_bytes=1024, dedup=DEDUP
+        ),
+        **changes,
+    )  # type: ignore[arg-type]
     data = Store(str(folder / "data"))
     manifest = Manifest.build(config.sources)
     data.create("manifest.arrow", manifest.to_bytes())
@@ -62,7 +66,9 @@ def no_held_out(plan: SourcePlan) -> bytes:
     return to_ipc(signatures(pa.array([], pa.large_string()), plan.config.dedup).to_table())
 
 
-def curated(plan: SourcePlan, positions: Iterable[int], committed: int = 0, dedup: InOrderDedup | None = None) -> list[pa.Table]:
+def curated(
+    plan: SourcePlan, positions: Iterable[int], committed: int = 0, dedup: InOrderDedup | None = None
+) -> list[pa.Table]:
     """Chunk rows as they reach the packer."""
     dedup = dedup or InOrderDedup(plan, no_held_out(plan))
     rows = []

@@ -14,7 +14,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "fakepackage"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    (folder / "stage.py").write_text("from fakepackage.helper import f\nfrom fakepackage import other\n\ndef run():\n    return f()\n")
+    (folder / "stage.py").write_text(
+        "from fakepackage.helper import f\nfrom fakepackage import other\n\ndef run():\n    return f()\n"
+    )
     (folder / "helper.py").write_text("def f():\n    '''Says one.'''\n    return 1\n")
     (folder / "other.py").write_text("X = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -53,6 +55,15 @@ def test_curation_covers_filters_and_kernels() -> None:
         fingerprint.code_version(CURATION_MODULES, NOT_IN_FINGERPRINT)
     finally:
         fingerprint._parse = original
-    for name in ("filters_code", "filters_prose", "lsh", "hashing", "units", "decompress", "tokenizer_text", "normalise"):
+    for name in (
+        "filters_code",
+        "filters_prose",
+        "lsh",
+        "hashing",
+        "units",
+        "decompress",
+        "tokenizer_text",
+        "normalise",
+    ):
         assert f"pretrainer.data.{name}" in seen
     assert not set(seen) & set(NOT_IN_FINGERPRINT)

@@ -46,7 +46,9 @@ def test_one_source_needs_no_cycle() -> None:
     assert mixture == Mixture((1,)) and mixture.expected(17) == (0, 17) and mixture.restart(17) == (17, [17])
 
 
-@pytest.mark.parametrize(("weights", "shares"), [([0.5, 0.5], (8, 8)), ([0.999, 0.001], (15, 1)), ([0.7, 0.2, 0.1], (11, 3, 2))])
+@pytest.mark.parametrize(
+    ("weights", "shares"), [([0.5, 0.5], (8, 8)), ([0.999, 0.001], (15, 1)), ([0.7, 0.2, 0.1], (11, 3, 2))]
+)
 def test_largest_remainder(weights: list[float], shares: tuple[int, ...]) -> None:
     assert make_mixture(weights, 16).shares == shares
 

@@ -56,7 +56,9 @@ PINNED = [1, 6, 7, 4, 0, 2, 3, 5]
 
 
 def test_tables_of_several_chunks_join(seq_len: int = 8) -> None:
-    one, _ = pack_window([tokenized([[70, 71], [72]]), tokenized([]), tokenized([[73]])], seq_len, "concat", Specials(), ("k",))
+    one, _ = pack_window(
+        [tokenized([[70, 71], [72]]), tokenized([]), tokenized([[73]])], seq_len, "concat", Specials(), ("k",)
+    )
     other, _ = pack_window([tokenized([[70, 71], [72], [73]])], seq_len, "concat", Specials(), ("k",))
     assert [r.tokens.tolist() for r in one] == [r.tokens.tolist() for r in other]
 
@@ -73,7 +75,11 @@ def test_slot_block_tells_targets() -> None:
     batch = Batch.from_row(slot_block([*rows, empty_row(5, Specials())], 0, 3, 0).to_pylist()[0], 5)
     # bos 70 71 72 eos bos | 73 eos pad… | pad…: a document's first token and the padding are no targets
     assert batch.tokens.tolist()[0] == [BOS, 70, 71, 72, EOS, BOS]
-    assert batch.has_target().tolist() == [[True, True, True, True, False], [True, False, False, False, False], [False] * 5]
+    assert batch.has_target().tolist() == [
+        [True, True, True, True, False],
+        [True, False, False, False, False],
+        [False] * 5,
+    ]
 
 
 def test_pad_equal_to_eos_keeps_eos_a_target() -> None:

@@ -6,7 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -21,6 +21,7 @@ from pretrainer import storage
 from pretrainer.config import SourceConfig
 from pretrainer.data.decompress import OUTPUT_BYTES, CorruptStreamError, decompressed
 from pretrainer.data.readers import READERS, read_unit
+from pretrainer.data.readers_jsonl import split_lines
 from pretrainer.data.readers_text import cut, cut_documents
 from pretrainer.data.source import Manifest, UnitPlan
 from pretrainer.data.units import Piece
@@ -68,8 +69,10 @@ class Result:
         return [(letter.row, letter.reason) for letter in self.letters]
 
 
-def read_all(root: str | Path, chunk_bytes: int = 4096, limit: int = LIMIT, block_bytes: int = 2**20, **fields) -> Result:
-    source = SourceConfig(name="web", uris=(str(root),), **fields)
+def read_all(
+    root: str | Path, chunk_bytes: int = 4096, limit: int = LIMIT, block_bytes: int = 2**20, **fields: str
+) -> Result:
+    source = SourceConfig(name="web", uris=(str(root),), **fields)  # type: ignore[arg-type]
     plan = UnitPlan(Manifest.build([source]), 0, chunk_bytes)
     result = Result([], [], 0, 0, [])
     for unit in range(len(plan)):
@@ -158,6 +161,21 @@ def test_limit_is_exact(tmp_path: Path) -> None:
         assert read_all(folder, limit=len(line) - 1).reasons == [(0, "too_long")]
 
 
+def test_blocks_behind_a_range_are_asked_for_only_while_a_line_is_open() -> None:
+    asked: list[int] = []
+
+    def blocks(data: bytes) -> Iterator[bytes]:
+        for i in range(len(data)):
+            asked.append(i)
+            yield data[i : i + 1]
+
+    assert list(split_lines(blocks(b"x" * 50), 0, 10, LIMIT, skip_first=True)) == []
+    assert asked == list(range(10))
+    asked.clear()
+    assert [line.data for line in split_lines(blocks(b"a\nbc\nd\ne"), 0, 3, LIMIT, skip_first=False)] == [b"a", b"bc"]
+    assert asked == list(range(5))
+
+
 _LINE = st.one_of(
     st.builds(lambda text: json.dumps({"text": text}).encode(), st.text(max_size=40)),
     st.builds(lambda text: json.dumps({"text": text}, ensure_ascii=False).encode(), st.text("aé€😀\n", max_size=30)),
@@ -179,10 +197,18 @@ def _reference(data: bytes, limit: int) -> tuple[list[str], int]:
     return texts, len(lines) - len(texts)
 
 
-@given(st.lists(_LINE, max_size=25), st.booleans(), st.integers(1, 200), st.integers(1, 80), st.sampled_from(list(COMPRESS)))
+_SUFFIX = st.sampled_from(list(COMPRESS))
+
+
+@given(st.lists(_LINE, max_size=25), st.booleans(), st.integers(1, 200), st.integers(1, 80), _SUFFIX)
 @settings(max_examples=150, deadline=None)
 def test_every_line_is_read_once(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], newline: bool, chunk_bytes: int, block_bytes: int, suffix: str
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[bytes],
+    newline: bool,
+    chunk_bytes: int,
+    block_bytes: int,
+    suffix: str,
 ) -> None:
     """Whatever the chunks and blocks: the records of all units in order are those of the whole file."""
     data = b"\n".join(lines) + (b"\n" if newline else b"")
@@ -253,8 +279,8 @@ def test_corrupt_stream_is_one_dead_letter(suffix: str, kind: str, tmp_path: Pat
     data = COMPRESS[suffix](jsonl(*({"text": text} for text in texts)))
     middle = len(data) * 9 // 10
     flipped = data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 40]) + data[middle + 40 :]
-    bad = {"truncated": data[:middle], "flipped": flipped, "garbage": data + b"garbage", "not_compressed": b"plain text" * 9,
-           "empty": b""}[kind]
+    bad = {"truncated": data[:middle], "flipped": flipped, "garbage": data + b"garbage", "empty": b"",
+           "not_compressed": b"plain text" * 9}[kind]
     result = read_all(put(tmp_path, f"a.jsonl{suffix}", bad), 100_000)
     last = result.letters[-1]
     assert last.reason == "corrupt_shard" and "from decompressed byte" in last.detail
@@ -358,7 +384,8 @@ def _parquet(folder: Path, columns: dict, **options) -> Path:
 
 
 def test_parquet_rows_ids_and_nulls(tmp_path: Path) -> None:
-    folder = _parquet(tmp_path, {"text": ["one", None, "drei", ""], "url": ["u1", "u2", None, "u4"], "other": [1, 2, 3, 4]})
+    columns = {"text": ["one", None, "drei", ""], "url": ["u1", "u2", None, "u4"], "other": [1, 2, 3, 4]}
+    folder = _parquet(tmp_path, columns)
     result = read_all(folder, id_column="url")
     assert [(row["id"], row["row"], row["text"]) for row in result.rows] == [
         ("u1", 0, "one"), ("a.parquet#2", 2, "drei"), ("u4", 3, "")]

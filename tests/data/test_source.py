@@ -63,12 +63,13 @@ def test_globs(folder: Path, pattern: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("pattern", "yes", "no"), [
-    ("a/**/b", "a/b", "ab"), ("a/**/b", "a/x/y/b", "a/xb"), ("a*", "abc", "a/b"), ("[!a]", "b", "a"), ("[!a]", "b", "/"),
-    ("x[.]y", "x.y", "xzy"), ("a?c", "abc", "a/c"), ("**", "a/b", ""), ("[]]", "]", "["), ("a+b", "a+b", "aab"),
+    ("a/**/b", "a/b", "ab"), ("a/**/b", "a/x/y/b", "a/xb"), ("a*", "abc", "a/b"), ("[!a]", "b", "a"),
+    ("[!a]", "b", "/"), ("x[.]y", "x.y", "xzy"), ("a?c", "abc", "a/c"), ("a**", "a/b", "b"), ("[]]", "]", "["),
+    ("a+b", "a+b", "aab"),
 ])
 def test_glob_regex(pattern: str, yes: str, no: str) -> None:
     assert glob_regex(pattern).fullmatch(yes)
-    assert not glob_regex(pattern).fullmatch(no) or (pattern == "**" and no == "")
+    assert not glob_regex(pattern).fullmatch(no)
 
 
 def test_bad_class_in_a_glob() -> None:
@@ -96,7 +97,7 @@ def test_include_keeps_suffixes(folder: Path) -> None:
     assert _paths(_source(folder, include=(".txt", ".gz"))) == ["b.jsonl.gz", "sub/e.txt"]
 
 
-@pytest.mark.parametrize(("max_bytes", "count"), [(1, 1), (10, 1), (14, 1), (15, 2), (18, 3), (19, 4), (21, 5), (99, 5)])
+@pytest.mark.parametrize(("max_bytes", "count"), [(1, 1), (14, 1), (15, 2), (18, 3), (19, 4), (21, 5), (99, 5)])
 def test_max_bytes_takes_whole_shards(folder: Path, max_bytes: int, count: int) -> None:
     """Sizes are 10, 5, 3, 1, 2."""
     assert len(list_shards(_source(folder, max_bytes=max_bytes))) == count
@@ -131,7 +132,7 @@ def test_standard_library() -> None:
     paths = [shard.path for shard in shards]
     assert "json/__init__.py" in paths and "_pydecimal.py" in paths
     assert paths == sorted(paths) and all(path.endswith(".py") for path in paths)
-    assert not any(name in path.split("/") for path in paths for name in ("site-packages", "dist-packages", "__pycache__"))
+    assert not {name for path in paths for name in path.split("/")} & {"site-packages", "dist-packages", "__pycache__"}
     assert {shard.root for shard in shards} == {"python-stdlib://"}
     assert Store(shards[0].root).size(shards[0].path) == shards[0].size
 
@@ -140,7 +141,8 @@ def test_standard_library() -> None:
 
 
 def test_manifest_round_trip(folder: Path) -> None:
-    manifest = Manifest.build([_source(folder / "sub"), SourceConfig(name="two", uris=(str(folder / "a.jsonl"),), format="text")])
+    two = SourceConfig(name="two", uris=(str(folder / "a.jsonl"),), format="text")
+    manifest = Manifest.build([_source(folder / "sub"), two])
     data = manifest.to_bytes()
     again = Manifest.from_bytes(data)
     assert again == manifest and again.to_bytes() == data
@@ -259,11 +261,7 @@ def test_units_cover_every_byte_once_in_order(sizes: list[tuple[int, str]], chun
 
 def test_a_million_shards() -> None:
     count = 1_000_000
-    table = pa.table([pa.array([0] * count, pa.int32()), pa.array(["s3://b"] * count, pa.large_string()),
-                      pa.array([f"{i:07d}.jsonl.gz" for i in range(count)], pa.large_string()),
-                      pa.array([2**20 + i for i in range(count)], pa.int64()), pa.array(["e"] * count, pa.large_string())],
-                     schema=SHARDS)
-    manifest = Manifest(("web",), ("auto",), (table,))
+    manifest = _manifest([(f"{i:07d}.jsonl.gz", 2**20 + i) for i in range(count)])
     plan = UnitPlan(manifest, 0, 2**20)
     order = permute(len(plan), order_key(0, "web", 0))
     assert len(plan) == count and plan.pieces(order(7))[0].shard == order(7)

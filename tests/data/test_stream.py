@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.data.harness import curated, document, make_plan, no_held_out, packed, stream
 
 from pretrainer.data import stages
 from pretrainer.data.in_order import InOrderDedup
@@ -16,10 +15,11 @@ from pretrainer.data.packer import PackWindows
 from pretrainer.data.pipeline import start_position
 from pretrainer.errors import BadDataError, StorageError, StreamError
 from pretrainer.schema import BOS, Batch
+from tests.data.harness import curated, document, make_plan, no_held_out, packed, stream
 
 TEXTS = [document(n) for n in range(120)]
-TEXTS[50] = TEXTS[3]                                             # an exact duplicate
-TEXTS[90] = TEXTS[7].rsplit(" ", 1)[0] + " changed"               # a near-duplicate
+TEXTS[50] = TEXTS[3]  # an exact duplicate
+TEXTS[90] = TEXTS[7].rsplit(" ", 1)[0] + " changed"  # a near-duplicate
 
 
 def documents_in(blocks: list[dict]) -> int:
@@ -54,7 +54,7 @@ def test_second_epoch_has_the_same_documents_in_another_order(tmp_path: Path) ->
     first = [b for b in blocks if (b["block"] + 1) * 4 <= turn.first_sequence]
     assert documents_in(blocks) == 2 * 118
     assert {b["epoch"] for b in blocks} == {0, 1}
-    assert [b["tokens"] for b in blocks[-len(first):]] != [b["tokens"] for b in first]
+    assert [b["tokens"] for b in blocks[-len(first) :]] != [b["tokens"] for b in first]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.55, 0.97])
@@ -62,8 +62,11 @@ def test_resume_at_any_block_reads_only_committed_chunks(tmp_path: Path, share: 
     plan = make_plan(tmp_path, TEXTS, max_epochs=2)
     blocks = stream(plan)
     first = int(share * len(blocks))
-    rows = [row for p in range(start_position(plan, first), plan.positions)
-            for row in stages.read_chunks(pa.table({"position": [p]}), plan, plan.units)]
+    rows = [
+        row
+        for p in range(start_position(plan, first), plan.positions)
+        for row in stages.read_chunks(pa.table({"position": [p]}), plan, plan.units)
+    ]
     assert {row.column("kind")[0].as_py() for row in rows} == {"tokens"}
     assert packed(PackWindows(plan, first), rows) == blocks[first:]
 
@@ -143,7 +146,9 @@ def test_a_record_is_never_overwritten_with_other_bytes(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, TEXTS)
     rows = curated(plan, [0])
     fresh = next(iter(stages.read_chunks(pa.table({"position": [0]}), plan, 0)))
-    assert stages.tokenize_chunk(InOrderDedup(plan, no_held_out(plan))(fresh), plan).equals(rows[0])  # the same again: fine
+    assert stages.tokenize_chunk(InOrderDedup(plan, no_held_out(plan))(fresh), plan).equals(
+        rows[0]
+    )  # the same again: fine
     other = make_plan(tmp_path / "other", TEXTS[::-1])
     raw = next(iter(stages.read_chunks(pa.table({"position": [0]}), other, 0)))
     changed = InOrderDedup(other, no_held_out(other))(raw)

@@ -36,11 +36,30 @@ class Head:
     @classmethod
     def start(cls, folder: Path, cpus: int, **env: str) -> Head:
         port, dashboard = free_port(), free_port()
-        merged = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONHASHSEED": "0", **env}
+        merged = {
+            **os.environ,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONHASHSEED": "0",
+            **env,
+        }
         process = subprocess.Popen(
-            [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", f"--num-cpus={cpus}",
-             "--object-store-memory=500000000", "--disable-usage-stats"],
-            env=merged, stdout=(folder / "head.log").open("wb"), stderr=subprocess.STDOUT, start_new_session=True)
+            [
+                str(BIN / "ray"),
+                "start",
+                "--head",
+                "--block",
+                f"--port={port}",
+                f"--dashboard-port={dashboard}",
+                f"--num-cpus={cpus}",
+                "--object-store-memory=500000000",
+                "--disable-usage-stats",
+            ],
+            env=merged,
+            stdout=(folder / "head.log").open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         head = cls(port, dashboard, process, {**merged, "RAY_ADDRESS": f"127.0.0.1:{port}"})
         head.wait()
         return head
@@ -78,10 +97,19 @@ class Result:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def pipeline(name: str, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300, cwd: Path = REPOSITORY) -> Result:
+def pipeline(
+    name: str, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300, cwd: Path = REPOSITORY
+) -> Result:
     """Run `python -m pipelines.<name> arguments` and read the summary whose path is the last line of its output."""
-    done = subprocess.run([sys.executable, "-m", f"pipelines.{name}", *arguments], env={**os.environ, **(env or {})}, cwd=cwd,
-                          capture_output=True, text=True, timeout=timeout_s, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{name}", *arguments],
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
     result = Result(done.returncode, done.stdout, done.stderr)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
     if last.endswith("summary.json") and Path(last).exists():
@@ -95,11 +123,18 @@ def corpus(folder: Path, documents: int = 160) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    code = [text[i : i + 2500] for path in files for text in [path.read_text(encoding="utf-8", errors="replace")] for i in (0, 2500)
-            if len(text) > 5000][:documents]
+    code = [
+        text[i : i + 2500]
+        for path in files
+        for text in [path.read_text(encoding="utf-8", errors="replace")]
+        for i in (0, 2500)
+        if len(text) > 5000
+    ][:documents]
     code[40], code[60] = code[10], code[11] + "\n# changed at its end\n"
     for start in range(0, len(code), 40):
-        lines = [json.dumps({"text": text, "id": f"doc-{start + n}"}) for n, text in enumerate(code[start : start + 40])]
+        lines = [
+            json.dumps({"text": text, "id": f"doc-{start + n}"}) for n, text in enumerate(code[start : start + 40])
+        ]
         (folder / f"part-{start:03d}.jsonl").write_text("\n".join(lines) + "\n")
     broken = folder / "part-040.jsonl"
     broken.write_text(broken.read_text() + '{"text": "no end\n')
@@ -110,13 +145,32 @@ def tiny_config(folder: Path, sources: list[dict[str, Any]], **sections: dict[st
     """A config of seconds: a model of a few thousand parameters, six steps of eight slot blocks."""
     values: dict[str, dict[str, Any]] = {
         "run": {"name": "tiny", "storage": str(folder / "runs")},
-        "data": {"sources": sources, "seq_len": 32, "slot_sequences": 2, "pack_window_tokens": 4096, "chunk_bytes": 16_384,
-                 "held_out_share": 0.1, "held_out_chunks": 2, "held_out_max_tokens": 1024, "mix_cycle": 8},
+        "data": {
+            "sources": sources,
+            "seq_len": 32,
+            "slot_sequences": 2,
+            "pack_window_tokens": 4096,
+            "chunk_bytes": 16_384,
+            "held_out_share": 0.1,
+            "held_out_chunks": 2,
+            "held_out_max_tokens": 1024,
+            "mix_cycle": 8,
+        },
         "tokenizer": {"vocab_size": 600, "train_bytes": 100_000},
         "model": {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1},
-        "train": {"num_workers": 2, "steps": 6, "global_batch_tokens": 512, "cpus_per_worker": 0.25, "threads_per_worker": 1,
-                  "warmup_steps": 2, "learning_rate": 0.01, "checkpoint_every_steps": 3, "validate_every_steps": 3,
-                  "sample_every_steps": 6, "log_every_steps": 1},
+        "train": {
+            "num_workers": 2,
+            "steps": 6,
+            "global_batch_tokens": 512,
+            "cpus_per_worker": 0.25,
+            "threads_per_worker": 1,
+            "warmup_steps": 2,
+            "learning_rate": 0.01,
+            "checkpoint_every_steps": 3,
+            "validate_every_steps": 3,
+            "sample_every_steps": 6,
+            "log_every_steps": 1,
+        },
     }
     for name, changes in sections.items():
         values.setdefault(name, {}).update(changes)
@@ -130,8 +184,20 @@ def two_sources(folder: Path) -> list[dict[str, Any]]:
     """The corpus as two sources with shares 3 : 1."""
     corpus(folder)
     return [
-        {"name": "early", "uris": [f"{folder}/part-000.jsonl", f"{folder}/part-040.jsonl"], "preset": "code", "share": 0.75,
-         "id_column": "id", "max_epochs": 3},
-        {"name": "late", "uris": [f"{folder}/part-080.jsonl", f"{folder}/part-120.jsonl"], "preset": "code", "share": 0.25,
-         "id_column": "id", "max_epochs": 3},
+        {
+            "name": "early",
+            "uris": [f"{folder}/part-000.jsonl", f"{folder}/part-040.jsonl"],
+            "preset": "code",
+            "share": 0.75,
+            "id_column": "id",
+            "max_epochs": 3,
+        },
+        {
+            "name": "late",
+            "uris": [f"{folder}/part-080.jsonl", f"{folder}/part-120.jsonl"],
+            "preset": "code",
+            "share": 0.25,
+            "id_column": "id",
+            "max_epochs": 3,
+        },
     ]

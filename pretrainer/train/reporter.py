@@ -1,0 +1,135 @@
+"""A rank's line to the outside: events to the recorder from rank 0, gauges for the dashboard from all."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import ray
+import torch
+from ray.util.metrics import Gauge
+
+from pretrainer.model.flops import flops_per_token, model_flops_utilization
+from pretrainer.train.evaluate import Evaluation
+from pretrainer.train.spec import TrainState, WorkerSpec
+from pretrainer.train.step import StepResult
+
+GAUGES = {
+    "loss": "Training loss, nats per token",
+    "tokens_per_s": "Training tokens per second over all workers",
+    "data_wait_fraction": "Share of the time that this rank waited for data",
+    "step": "Optimizer steps done",
+}
+
+
+@dataclass
+class Interval:
+    """Sums since the last log line or checkpoint."""
+
+    started_s: float = field(default_factory=time.perf_counter)
+    wait_s: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+
+
+class Reporter:
+    """Rank 0's line to the recorder, and this rank's gauges for the Ray dashboard and Prometheus."""
+
+    def __init__(self, spec: WorkerSpec, rank: int, world: int, device: torch.device) -> None:
+        self.spec, self.rank, self.world, self.device = spec, rank, world, device
+        self.flops = flops_per_token(spec.config.model, spec.vocab_size, spec.config.data.seq_len)
+        self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        self.interval = Interval()
+        self.waiting: list[dict[str, Any]] = []
+        self.pending: Any = None  # answer of the recorder to the last event
+        self.stop_requested = 0
+        tags = {"run": spec.config.run.name, "rank": str(rank)}
+        self.gauges = {name: Gauge(f"pretrainer_{name}", text, tag_keys=tuple(tags)) for name, text in GAUGES.items()}
+        for gauge in self.gauges.values():
+            gauge.set_default_tags(tags)
+
+    def _send(self, event: dict[str, Any]) -> None:
+        if self.rank == 0:
+            if self.pending is not None:
+                self.stop_requested = int(ray.get(self.pending))
+            self.pending = self.spec.recorder.record.remote(event)
+
+    def start(self, state: TrainState) -> None:
+        self._send({"kind": "start", "step": state.step, "world_size": self.world, "time_s": time.time()})
+
+    def step(self, state: TrainState, result: StepResult, rate: float, targets: int, wait_s: float) -> None:
+        interval = self.interval
+        interval.wait_s, interval.tokens, interval.steps = (
+            interval.wait_s + wait_s,
+            interval.tokens + self.spec.config.train.global_batch_tokens,
+            interval.steps + 1,
+        )
+        self.waiting.append(
+            {
+                "step": state.step,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "learning_rate": rate,
+                "targets": targets,
+                "applied": result.applied,
+                "time_s": time.time(),
+            }
+        )
+        every = self.spec.config.train.log_every_steps
+        if state.step % every == 0 or state.step <= 1 or state.step == self.spec.config.total_steps:
+            self._flush(state, result)
+
+    def _flush(self, state: TrainState, result: StepResult) -> None:
+        elapsed = max(1e-9, time.perf_counter() - self.interval.started_s)
+        rate, waited = self.interval.tokens / elapsed, self.interval.wait_s / elapsed
+        mfu = model_flops_utilization(rate, self.flops, self.world, self.device_name)
+        for name, value in (
+            ("loss", result.loss),
+            ("tokens_per_s", rate),
+            ("data_wait_fraction", waited),
+            ("step", state.step),
+        ):
+            self.gauges[name].set(float(value))
+        self._send(
+            {
+                "kind": "steps",
+                "steps": self.waiting,
+                "tokens": state.tokens,
+                "tokens_per_s": rate,
+                "data_wait_s": self.interval.wait_s,
+                "elapsed_s": elapsed,
+                "data_wait_fraction": waited,
+                "mfu": mfu,
+                "world_size": self.world,
+            }
+        )
+        self.interval, self.waiting = Interval(), []
+
+    def validation(self, state: TrainState, results: dict[str, Evaluation]) -> None:
+        self._send({"kind": "validation", "step": state.step, "sources": {k: asdict(v) for k, v in results.items()}})
+        self.interval = Interval()  # validation is not training time
+
+    def sample(self, state: TrainState, ids: list[int]) -> None:
+        self._send({"kind": "sample", "step": state.step, "ids": ids})
+        self.interval = Interval()
+
+    def checkpoint(self, state: TrainState) -> None:
+        self._send({"kind": "checkpoint", "step": state.step, "order_digest": state.order_digest})
+        self.interval = Interval()
+
+    def exhausted(self, state: TrainState) -> None:
+        self._send({"kind": "exhausted", "step": state.step})
+
+    def finish(self, state: TrainState, status: str) -> None:
+        self._send(
+            {
+                "kind": "finish",
+                "status": status,
+                "step": state.step,
+                "tokens": state.tokens,
+                "order_digest": state.order_digest,
+            }
+        )
+        if self.rank == 0:
+            ray.get(self.pending)
