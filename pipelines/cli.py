@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._common.utils import get_ray_address_file
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
 from pretrainer.config import Config
 from pretrainer.config_load import format_help, load_config
@@ -66,6 +68,25 @@ class Cluster:
     started_here: bool
 
 
+NOISE = (
+    "The actor is dead because it was killed by `ray.kill`",  # the stream is dropped when the last step is done
+    "PYTHON worker processes have been started on node",       # fractional CPUs mean several small processes
+)
+
+
+def quiet_noise() -> None:
+    """Keep messages of Ray that frighten and mean nothing off the terminal; all others still come through."""
+    dispatcher = global_worker_stdstream_dispatcher
+    for name, handler in list(dispatcher.handlers):
+        def without_noise(data: Any, handler: Callable[[Any], None] = handler) -> None:
+            lines = [line for line in data["lines"] if not any(noise in line for noise in NOISE)]
+            if lines:
+                handler({**data, "lines": lines})
+
+        dispatcher.remove_handler(name)
+        dispatcher.add_handler(name, without_noise)
+
+
 @contextmanager
 def cluster(config: Config) -> Iterator[Cluster]:
     """Join the cluster of this machine or job, or start one on this machine; leaves it as it was found."""
@@ -73,6 +94,7 @@ def cluster(config: Config) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = running_cluster(config)
     joined = _start(config) if address is None else _join(config, address)
+    quiet_noise()
     try:
         yield joined
     finally:
@@ -124,8 +146,8 @@ def _join(config: Config, address: str) -> Cluster:
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         mode = os.environ.get("RAY_AUTH_MODE", "not set")
         raise UserError(
-            f"the Ray cluster at {address} refused this client: with token authentication set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
-            f"RAY_AUTH_TOKEN_PATH, without it set RAY_AUTH_MODE=disabled (RAY_AUTH_MODE is {mode})"
+            f"the Ray cluster at {address} refused this client: with token authentication set RAY_AUTH_MODE=token and "
+            f"RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, without it set RAY_AUTH_MODE=disabled (RAY_AUTH_MODE is {mode})"
         ) from error
     return _describe(context.dashboard_url, started_here=False)
 

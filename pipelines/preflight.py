@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from pipelines.cli import Cluster, cluster, running_cluster
 from pretrainer.config import Config
@@ -17,6 +18,7 @@ from pretrainer.errors import ConfigError
 from pretrainer.model.flops import flops_per_token, memory_estimate_bytes
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store
+from pretrainer.train.schedule import multiplier
 
 BLOCKS_PER_S_OF_A_SPLIT = 100  # measured: one split deals about 220 blocks/s on 2 cores
 GIB = 2**30
@@ -46,11 +48,12 @@ def uses_gpu(config: Config, cluster: Cluster) -> bool:
 def check(config: Config, run: Store, cluster: Cluster) -> Manifest:
     """Raise a UserError for whatever can be seen to fail; returns the live manifest."""
     run.check_writable()
+    multiplier(config.train.schedule, 0, config.total_steps, config.train.warmup_steps, config.train.min_lr_ratio)
     manifest = Manifest.build(config.data.sources)
     if run.is_local and cluster.nodes > 1 and not config.cluster.shared_storage:
         raise ConfigError(
-            f"run.storage={config.run.storage!r} is a folder of one machine and the cluster has {cluster.nodes} nodes: use an "
-            "object store (s3://…, gs://…), or set cluster.shared_storage=true if all nodes mount this folder"
+            f"run.storage={config.run.storage!r} is a folder of one machine and the cluster has {cluster.nodes} nodes: "
+            "use an object store (s3://…, gs://…), or set cluster.shared_storage=true if all nodes mount this folder"
         )
     _check_cpus(config, cluster)
     _check_length(config, manifest)
@@ -65,14 +68,15 @@ def _check_cpus(config: Config, cluster: Cluster) -> None:
     if workers * each + needs > cluster.cpus + 1e-6:
         fit = max(0, int((cluster.cpus - needs) / each))
         raise ConfigError(
-            f"train.num_workers={config.train.num_workers} x train.cpus_per_worker={each:g} and the data stages ({needs:g} CPUs for "
-            f"{len(config.data.sources)} sources) do not fit into the cluster's {cluster.cpus:g} CPUs, so the run would wait for ever: "
-            f"use at most {fit} workers, lower train.cpus_per_worker, or set cluster.autoscaling=true if the cluster can grow"
+            f"train.num_workers={config.train.num_workers} x train.cpus_per_worker={each:g} and the data stages "
+            f"({needs:g} CPUs for {len(config.data.sources)} sources) do not fit into the cluster's {cluster.cpus:g} "
+            f"CPUs, so the run would wait for ever: use at most {fit} workers, lower train.cpus_per_worker, or set "
+            "cluster.autoscaling=true if the cluster can grow"
         )
 
 
 def _check_length(config: Config, manifest: Manifest) -> None:
-    """A source that cannot reach the asked tokens even if every byte became a token is refused now, not after a week."""
+    """Refuse now, not after a week, a source that cannot reach the asked tokens even if every byte became a token."""
     sizes = [manifest_bytes(manifest, i) for i in range(len(config.data.sources))]
     mixture = make_mixture(mixing_weights(config.data.sources, sizes), config.data.mix_cycle)
     for i, (source, size) in enumerate(zip(config.data.sources, sizes, strict=True)):
@@ -82,8 +86,9 @@ def _check_length(config: Config, manifest: Manifest) -> None:
         )
         if not compressed and wanted > size * source.max_epochs:
             raise ConfigError(
-                f"source {source.name} has {size:,} bytes and max_epochs={source.max_epochs}, which cannot give the {wanted:,.0f} tokens that "
-                f"{config.total_steps:,} steps ask of it: lower train.steps, raise its max_epochs, or lower its weight or share"
+                f"source {source.name} has {size:,} bytes and max_epochs={source.max_epochs}, which cannot give the "
+                f"{wanted:,.0f} tokens that {config.total_steps:,} steps ask of it: lower train.steps, raise its "
+                "max_epochs, or lower its weight or share"
             )
 
 
@@ -97,10 +102,14 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
     mixture = make_mixture(mixing_weights(data.sources, sizes), data.mix_cycle)
     lo, hi = train.worker_range
     slot_tokens = data.seq_len * data.slot_sequences
+    # What auto becomes is known on the worker alone: count the larger type.
+    precision: Literal["float32", "bfloat16"] = "float32" if train.precision == "auto" else train.precision
+    memory_bytes = memory_estimate_bytes(config.model, vocab_size, hi, precision)
     rows = [
         (
             "model",
-            f"{parameters:,} parameters ({config.model.layers} layers, width {config.model.hidden}, vocabulary {vocab_size:,})",
+            f"{parameters:,} parameters ({config.model.layers} layers, width {config.model.hidden}, "
+            f"vocabulary {vocab_size:,})",
         ),
         ("compute", f"{per_token:,} FLOPs per token, {per_token * tokens:.3g} FLOPs in all"),
         (
@@ -117,8 +126,7 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
         ),
         (
             "memory",
-            f"about {memory_estimate_bytes(config.model, vocab_size, hi, train.precision) / GIB:.2f} GiB per worker for "
-            "parameters, gradients and optimizer",
+            f"about {memory_bytes / GIB:.2f} GiB per worker for parameters, gradients and optimizer",
         ),
         (
             "cluster",

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         return dry_run(config, run)
     with cluster(config) as there:
-        return pretrain(config, run, there, started_s)
+        code = pretrain(config, run, there, started_s)
+    print(run.child("summary.json").uri, flush=True)  # the last line, after Ray has said everything it has to say
+    return code
 
 
 def dry_run(config: Config, run: Store) -> int:
@@ -78,7 +80,7 @@ def pretrain(config: Config, run: Store, there: Cluster, started_s: float) -> in
 
 
 def refuse_changed_stream(run: Store, data: Frozen) -> None:
-    """A run that has trained cannot go on with other tokens; before its first checkpoint it simply starts a new ledger."""
+    """A run that has trained cannot go on with other tokens; before its first checkpoint it starts a new ledger."""
     committed = committed_checkpoint(run)
     if data.changes and committed is not None and committed[1] > 0:
         raise ConfigError(

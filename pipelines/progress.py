@@ -33,7 +33,8 @@ class Console:
     def data(self, data: Frozen) -> None:
         self.frozen = data
         self.say(
-            f"\ndata frozen after {time.time() - self.started_s:.0f} s: stream {data.fingerprint}, vocabulary {data.vocab_size:,}"
+            f"\ndata frozen after {time.time() - self.started_s:.0f} s: stream {data.fingerprint}, "
+            f"vocabulary {data.vocab_size:,}"
         )
         for name, held in data.held_out.items():
             self.say(
@@ -64,28 +65,31 @@ class Console:
         left = (config.total_steps - last["step"]) * config.train.global_batch_tokens / max(1.0, event["tokens_per_s"])
         mfu = "" if event["mfu"] is None else f"  MFU {event['mfu']:.1%}"
         self.say(
-            f"{self._clock()} step {last['step']:>6,}/{config.total_steps:,}  loss {last['loss']:7.4f}  grad {last['grad_norm']:6.2f}"
-            f"  lr {last['learning_rate']:.2e}  {event['tokens_per_s']:>9,.0f} tokens/s{mfu}"
+            f"{self._clock()} step {last['step']:>6,}/{config.total_steps:,}  loss {last['loss']:7.4f}"
+            f"  grad {last['grad_norm']:6.2f}  lr {last['learning_rate']:.2e}"
+            f"  {event['tokens_per_s']:>9,.0f} tokens/s{mfu}"
             f"  data wait {event['data_wait_fraction']:5.1%}  ETA {_duration(left)}"
         )
 
     def _validation(self, event: dict[str, Any], data: Frozen) -> None:
         for name, values in event["sources"].items():
             self.say(
-                f"{self._clock()} held out {name}: loss {values['loss']:.4f}, perplexity {values['perplexity']:,.1f} (uniform guess "
-                f"{data.vocab_size:,}), bits per byte {values['bits_per_byte']:.3f} (gzip -9 "
-                f"{data.held_out[name].gzip_bits_per_byte:.3f}, unigram {data.held_out[name].unigram_bits_per_byte:.3f})"
+                f"{self._clock()} held out {name}: loss {values['loss']:.4f}, perplexity {values['perplexity']:,.1f} "
+                f"(uniform guess {data.vocab_size:,}), bits per byte {values['bits_per_byte']:.3f} "
+                f"(gzip -9 {data.held_out[name].gzip_bits_per_byte:.3f}, "
+                f"unigram {data.held_out[name].unigram_bits_per_byte:.3f})"
             )
         if event["step"] == 0:
             first = next(iter(event["sources"].values()))["loss"]
             self.say(
-                f"{self._clock()} before training the loss is {first:.3f}; ln(vocabulary) is {math.log(data.vocab_size):.3f}"
+                f"{self._clock()} before training the loss is {first:.3f}; "
+                f"ln(vocabulary) is {math.log(data.vocab_size):.3f}"
             )
 
     def _sample(self, event: dict[str, Any], data: Frozen) -> None:
         text = decode(data, event["ids"])
-        self.say(f"{self._clock()} sample at step {event['step']:,}:")
-        self.say("\n".join("    | " + line for line in text.splitlines()[:8]))
+        self.say(f"{self._clock()} sample at step {event['step']:,} (a held-out document's beginning, continued):")
+        self.say("\n".join("    | " + line for line in text.splitlines()[:12]))
 
     def _checkpoint(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} checkpoint of step {event['step']:,}, order digest {event['order_digest'][:16]}")

@@ -37,8 +37,8 @@ def already_complete(run: Store, config: Config) -> int | None:
     if summary["status"] != "completed" or summary["steps"] < config.total_steps:
         return None
     print(
-        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}. Raise train.steps to "
-        f"go on, or give another run.name to begin again\n{run.child('summary.json').uri}"
+        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}. "
+        f"Raise train.steps to go on, or give another run.name to begin again"
     )
     return 0
 
@@ -55,7 +55,6 @@ def finish(session: Session, outcome: Outcome, console: Console) -> int:
     console.say(table(session, summary, outcome))
     if outcome.message:
         console.say(f"\nerror: {outcome.message}" if outcome.exit_code else outcome.message)
-    console.say(session.run.child("summary.json").uri)
     return outcome.exit_code
 
 

@@ -67,8 +67,9 @@ class Session:
             {"git_commit": git_commit(), "fingerprint": data.fingerprint, "run_folder": run.uri},
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        recorder = ray.remote(Recorder).options(num_cpus=0, scheduling_strategy=here).remote(tracker)
-        run_id = ray.get(recorder.start.remote())
+        actor: Any = ray.remote(Recorder)
+        recorder = actor.options(num_cpus=0, scheduling_strategy=here).remote(tracker)
+        run_id: Any = ray.get(recorder.start.remote())
         run.write("mlflow.json", json.dumps({"uri": uri, "run_id": run_id}).encode())
         return cls(config, run, data, cluster, started_s, recorder, uri, run_id, _read_json(run, "starts.json") or [])
 
@@ -147,8 +148,8 @@ def _judge(session: Session, outcome: Outcome, failure: list[Exception]) -> None
         if outcome.status == "exhausted":
             outcome.status, outcome.exit_code = "stopped", 2
             outcome.message = (
-                f"the sources are exhausted after {finished[-1]['step']:,} of {session.config.total_steps:,} steps: raise "
-                "max_epochs of the sources or lower train.steps; everything up to there was trained and exported"
+                f"the sources are exhausted after {finished[-1]['step']:,} of {session.config.total_steps:,} steps: "
+                "raise max_epochs of the sources or lower train.steps; everything up to there was trained and exported"
             )
     else:
         outcome.status, outcome.message = "stopped", "stopped before the workers could save; the same command continues"

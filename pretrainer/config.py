@@ -412,8 +412,8 @@ class Config:
             self.train.worker_range[1] <= self.slot_blocks_per_step,
             "train.num_workers",
             self.train.num_workers,
-            f"a step has {self.slot_blocks_per_step} slot blocks and cannot feed more workers than that: use fewer workers, "
-            "a larger train.global_batch_tokens or a smaller data.slot_sequences",
+            f"a step has {self.slot_blocks_per_step} slot blocks and cannot feed more workers than that: "
+            "use fewer workers, a larger train.global_batch_tokens or a smaller data.slot_sequences",
         )
 
     @property

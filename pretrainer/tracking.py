@@ -118,7 +118,7 @@ EVENT_METRICS = {"steps": _step_metrics, "validation": _validation_metrics}
 
 
 def default_uri(storage: str, is_local: bool) -> tuple[str, str | None]:
-    """(tracking URI, artifact root) when the config names none: sqlite and artifacts beside the runs, or in the home folder."""
+    """(tracking URI, artifact root) when the config names none: sqlite and artifacts beside the runs or in the home."""
     folder = Path(storage if is_local else "~/pretrainer-runs").expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder}/mlflow.db", (folder / "mlflow-artifacts").as_uri()

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import s3
 from tests.e2e.head import Head
+
+s3_endpoint, s3_uri = s3.s3_endpoint, s3.s3_uri
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -20,7 +23,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head node of this session's own, without authentication, with a dashboard and job server."""
-    head = Head.start(tmp_path_factory.mktemp("ray"), cpus=4)
+    keys = {
+        "AWS_ACCESS_KEY_ID": s3.ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": s3.SECRET_KEY,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    head = Head.start(tmp_path_factory.mktemp("ray"), cpus=4, **keys)
     yield head
     head.stop()
 

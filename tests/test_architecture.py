@@ -33,11 +33,11 @@ ONLY_IN = {
     "ray": (
         "pipelines",
         "pretrainer.data.pipeline",
-        "pretrainer.data.source",
         "pretrainer.data.prologue",
         "pretrainer.data.lookahead",
-        "pretrainer.data.stages",
         "pretrainer.train.worker",
+        "pretrainer.train.blocks",
+        "pretrainer.train.reporter",
         "pretrainer.train.controller",
     ),
     "mlflow": ("pretrainer.tracking",),

@@ -116,9 +116,9 @@ class InOrderDedup:
         read, dead, allowed = self.progress.read, self.progress.dead, self.plan.config.max_dead_letter_share
         if read >= MIN_RECORDS_FOR_RATE and dead > allowed * read:
             raise BadDataError(
-                f"source {self.plan.source.name}: {dead:,} of {read:,} records could not be read ({dead / read:.1%}, allowed {allowed:.1%}); "
-                f"{self.ledger.root.uri}/dead_letters lists each with its reason. Mend the shards, or raise data.max_dead_letter_share "
-                "if this is expected"
+                f"source {self.plan.source.name}: {dead:,} of {read:,} records could not be read ({dead / read:.1%}, "
+                f"allowed {allowed:.1%}); {self.ledger.root.uri}/dead_letters lists each with its reason. Mend the "
+                "shards, or raise data.max_dead_letter_share if this is expected"
             )
 
 
@@ -133,7 +133,7 @@ def kept_positions(key: ChunkKey, kept: np.ndarray) -> np.ndarray:
 
 
 def join_segment(decisions: pa.Table, kept: Sketches, meta: dict) -> pa.Table:
-    """Decision segment: one row per document; the index entries of kept documents beside them, null for dropped ones."""
+    """Decision segment: one row per document; index entries of kept documents beside them, null for dropped ones."""
     mask = decisions.column("kept").to_numpy()
     rows = pa.array(np.cumsum(mask) - 1, mask=~mask)
     for name, column in zip(kept.to_table().column_names, kept.to_table().take(rows).columns, strict=True):

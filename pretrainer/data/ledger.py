@@ -1,6 +1,6 @@
 """The ledger of one source: what curation decided, chunk by chunk, in object storage.
 
-    <root>/segments/<unit>-<chunk>.arrow    decisions and index entries of a chunk, durable before the in-order stage returns
+    <root>/segments/<unit>-<chunk>.arrow    decisions and index entries of a chunk, durable before its stage returns
     <root>/tokens/<unit>-<chunk>.arrow      token shard: schema.TOKENIZED of the kept documents
     <root>/chunks/<unit>-<chunk>-<e|m>.json the record; `e` when it is the last chunk of its unit
     <root>/dead_letters/<unit>-<chunk>.jsonl

@@ -38,7 +38,7 @@ class Mixture:
         return source, cycles * self.shares[source] + before
 
     def restart(self, block: int) -> tuple[int, list[int]]:
-        """Where to restart the graph so that global block `block` comes: (first global block, first block by source)."""
+        """Where to restart so that global block `block` comes: (first global block, first block by source)."""
         cycles = block // self.cycle
         return cycles * self.cycle, [cycles * share for share in self.shares]
 

@@ -36,6 +36,7 @@ class PackWindows:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         row = one_chunk(table)
+        chunks: Iterator[tuple[int, pa.Table, bool]]
         if row.kind == "unit":
             chunks = ((key.chunk, tokens, last) for key, tokens, last in self.plan.ledger.read_unit(row.unit))
         else:

@@ -62,12 +62,14 @@ def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
     committed = plan.ledger.committed_units()
     held_out = Store(plan.data_uri).read(f"held_out/{plan.source.name}.sketches.arrow")
     parallel = {**ONE_CHUNK, "num_cpus": plan.config.read_cpus}
+    read: Any = read_chunks  # Ray's annotation of map_batches knows no function that takes fn_kwargs
+    tokenize: Any = tokenize_chunk
     return (
         ray.data.from_arrow(pa.table({"first": [first], "end": [plan.positions]}))
         .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=EXPAND_CPUS)
-        .map_batches(read_chunks, fn_kwargs={"plan": plan, "committed_units": committed}, **parallel)
+        .map_batches(read, fn_kwargs={"plan": plan, "committed_units": committed}, **parallel)
         .map_batches(InOrderDedup, fn_constructor_args=(plan, held_out), **in_order(DEDUP_CPUS))
-        .map_batches(tokenize_chunk, fn_kwargs={"plan": plan}, **parallel)
+        .map_batches(tokenize, fn_kwargs={"plan": plan}, **parallel)
         .map_batches(PackWindows, fn_constructor_args=(plan, first_block), **in_order(PACK_CPUS))
     )
 
@@ -97,6 +99,6 @@ def build_stream(plans: Sequence[SourcePlan], mixture: Mixture, first_block: int
 
 
 def data_cpus(config: DataConfig) -> float:
-    """CPUs that the stream must find beside the trainers, or it starves: in-order actors, and one reader and tokenizer."""
+    """CPUs that the stream needs beside the trainers, or it starves: in-order actors, one reader and tokenizer."""
     per_source = EXPAND_CPUS + DEDUP_CPUS + PACK_CPUS
     return len(config.sources) * per_source + 2 * config.read_cpus

@@ -1,4 +1,4 @@
-"""What a data worker needs to know about one source of a run: small, picklable, the rest is read from the run folder."""
+"""What a data worker needs to know about one source of a run: small, picklable; the rest is in the run folder."""
 
 from __future__ import annotations
 

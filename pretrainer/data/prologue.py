@@ -5,7 +5,8 @@ function of inputs and config and is created once in the run's data folder; a se
 
     data/manifest.arrow             the frozen shards
     data/tokenizer.model|.json      the frozen tokenizer
-    data/held_out/<source>.arrow    packed held-out rows (schema.SLOT_BLOCK), <source>.sketches.arrow their index entries
+    data/held_out/<source>.arrow    packed held-out rows (schema.SLOT_BLOCK)
+    data/held_out/<source>.sketches.arrow   their index entries
     data/held_out/summary.json      documents, bytes and baselines by source
     data/fingerprint.json           everything that decides the tokens, by name
 """
@@ -128,7 +129,7 @@ def manifest_bytes(manifest: Manifest, source: int) -> int:
 
 # Held-out documents ---------------------------------------------------------------------------------------------------
 def hold_out(plan: SourcePlan) -> pa.Table:
-    """Held-out documents of a source (schema.DOCUMENTS): by hash, from the first chunks, near-copies among them removed."""
+    """Held-out documents of a source (schema.DOCUMENTS): by hash, from the first chunks, without near-copies."""
     units = [plan.place(p).unit for p in range(min(plan.config.held_out_chunks, plan.units))]
     chunks = ray.get([_first_chunk.remote(plan, unit) for unit in units])
     docs = pa.concat_tables([docs for docs, _sketches, _report in chunks])
@@ -164,8 +165,8 @@ def _nothing_kept(source: SourceConfig, reports: Sequence[ChunkReport]) -> str:
     read = sum(report.read for report in reports)
     first = f"; the first: {dead[0].shard} row {dead[0].row}: {dead[0].reason} ({dead[0].detail})" if dead else ""
     return (
-        f"source {source.name}: no document is left of the first {read:,} records: {len(dead):,} could not be read{first}; "
-        f"dropped by {dropped or 'no filter'}. Check uris, format, text_column={source.text_column!r} and "
+        f"source {source.name}: no document is left of the first {read:,} records: {len(dead):,} could not be read"
+        f"{first}; dropped by {dropped or 'no filter'}. Check uris, format, text_column={source.text_column!r} and "
         f"preset={source.preset!r} of the source (preset: none keeps everything)"
     )
 
@@ -347,7 +348,7 @@ def _held_out_rows(plan: SourcePlan, tokenized: pa.Table) -> pa.Table:
 
 
 def _unigram_bits(tokenized: pa.Table) -> float:
-    """Bits that the best fixed token distribution needs for these documents (each with its eos): a floor for unigrams."""
+    """Bits that the best fixed token distribution needs for these documents, each with its eos: unigrams' floor."""
     ids = np.concatenate([np.asarray(t.values) for t in tokenized.column("tokens")])
     counts = np.append(np.bincount(ids), tokenized.num_rows)
     counts = counts[counts > 0]

@@ -23,7 +23,7 @@ class SlotBlockCollate(ArrowBatchCollateFn):
     def __init__(self, seq_len: int) -> None:
         self.seq_len = seq_len
 
-    def __call__(self, table: pa.Table) -> Batch:
+    def __call__(self, table: pa.Table) -> Batch:  # type: ignore[override]  # the stub's result is a free TypeVar
         return Batch.from_row({name: table.column(name)[0].as_py() for name in table.column_names}, self.seq_len)
 
 
@@ -64,7 +64,7 @@ class BlockSource:
         if batch is not None and (batch.source, batch.block) != self.spec.order.expected(number):
             source, nth = self.spec.order.expected(number)
             raise StreamError(
-                f"rank {self.rank} of {self.world} was dealt block {batch.block} of source {batch.source} where slot block "
-                f"{number} must be block {nth} of source {source}; it was not trained on"
+                f"rank {self.rank} of {self.world} was dealt block {batch.block} of source {batch.source} where "
+                f"slot block {number} must be block {nth} of source {source}; it was not trained on"
             )
         return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import ray.data
 import ray.train
@@ -46,6 +46,8 @@ def committed_checkpoint(run: Store) -> tuple[str, int] | None:
         snapshot = json.loads(run.read(SNAPSHOT))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise StorageError(f"{run.uri}/{SNAPSHOT} is not the JSON that Ray Train writes: {error}") from error
     latest = snapshot.get("latest_checkpoint_result")
     if latest is None:
         return None
@@ -60,7 +62,7 @@ def committed_checkpoint(run: Store) -> tuple[str, int] | None:
 def make_trainer(
     config: Config, spec: WorkerSpec, run: Store, build: Callable[[int], ray.data.Dataset], use_gpu: bool
 ) -> TorchTrainer:
-    """The elastic trainer. `build(first global slot block)` makes the stream; it is called at every worker-group start."""
+    """The elastic trainer. `build(first global slot block)` makes the stream, at every start of a worker group."""
     path, filesystem = run.train_storage()
     lo, hi = config.train.worker_range
 
@@ -68,13 +70,15 @@ def make_trainer(
         committed = committed_checkpoint(run)
         return build((committed[1] if committed else 0) * config.slot_blocks_per_step)
 
+    # Ray's annotations are those of Train V1: a dict for the loop, no range of workers.
+    loop, loop_config, workers = cast(Any, train_loop), cast(Any, spec), cast(Any, hi if lo == hi else (lo, hi))
     return TorchTrainer(
-        train_loop,
-        train_loop_config=spec,
+        loop,
+        train_loop_config=loop_config,
         datasets={"train": stream},
         dataset_config=OrderedDataConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=hi if lo == hi else (lo, hi),
+            num_workers=workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),

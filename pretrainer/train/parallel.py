@@ -12,6 +12,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.transformer import Transformer
 
+RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
+
 
 def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Type of matrix products: as configured, and for "auto" bfloat16 on GPUs that have it, float32 elsewhere."""
@@ -35,9 +37,12 @@ def shard(model: Transformer, mesh: DeviceMesh, precision: torch.dtype, device: 
     # RoPE tables are inputs of the blocks and must stay float32, so nothing is cast at block boundaries.
     param_dtype = None if precision == torch.float32 else precision
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Small models keep gathered parameters until the backward pass: measured 1.2 to 1.4 times the speed
+    # (log 2026-11-20).
+    reshard = sum(p.numel() for p in model.parameters()) > RESHARD_FROM_PARAMETERS
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -39,7 +39,8 @@ from pretrainer.train.step import MicroBatch, all_reduce_sum, train_step
 
 log = logging.getLogger(__name__)
 
-SAMPLE_TOKENS = 96
+SAMPLE_TOKENS = 64
+SAMPLE_TEMPERATURE = 0.5
 
 
 def train_loop(spec: WorkerSpec) -> None:
@@ -108,8 +109,10 @@ def _train(spec: WorkerSpec) -> None:
         if state.step % every.validate_every_steps == 0 or last:
             reporter.validation(state, validate(spec, model, held_out, rank, world))
         if state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last:
-            ids = generate_in_lockstep(model, spec.sample_prompt, SAMPLE_TOKENS, seed=state.step, device=device)
-            reporter.sample(state, ids)
+            ids = generate_in_lockstep(
+                model, spec.sample_prompt, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed=state.step, device=device
+            )
+            reporter.sample(state, [*spec.sample_prompt, *ids])
         if state.step % every.checkpoint_every_steps == 0 or last:
             _save(spec, model, optimizer, state, audit)
             reporter.checkpoint(state)

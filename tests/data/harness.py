@@ -23,7 +23,9 @@ from pretrainer.schema import to_ipc
 from pretrainer.storage import Store
 
 DEDUP = DedupConfig(permutations=128, bands=8, rows_per_band=4)
-WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one".split()
+WORDS = (
+    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one"
+).split()
 
 
 def document(number: int, words: int = 60) -> str:

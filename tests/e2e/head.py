@@ -118,7 +118,7 @@ def pipeline(
 
 
 def corpus(folder: Path, documents: int = 160) -> Path:
-    """JSONL of English-like prose and of standard-library code, with an exact and a near duplicate and one broken line."""
+    """JSONL of standard-library code, with an exact and a near duplicate and one broken line."""
     import sysconfig
 
     folder.mkdir(parents=True, exist_ok=True)

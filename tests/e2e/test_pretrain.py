@@ -1,0 +1,230 @@
+"""The main job as a user runs it, on a real head node: same stream whatever the cluster, mistakes told in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.e2e.head import Head, Result, pipeline, tiny_config, two_sources
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pretrain")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Path:
+    return tiny_config(folder, two_sources(folder / "corpus"))
+
+
+@pytest.fixture(scope="module")
+def reference(head: Head, config: Path) -> Result:
+    """One undisturbed run with two workers; what every other run is compared with."""
+    result = pipeline("pretrain", "--config", str(config), "run.name=reference", env=head.env)
+    assert result.code == 0, result.out + result.err
+    return result
+
+
+def run_folder(config: Path, name: str) -> Path:
+    return config.parent / "runs" / name
+
+
+def audit(config: Path, name: str) -> list[dict[str, Any]]:
+    objects = sorted(run_folder(config, name).glob("audit/*.jsonl"))
+    return [json.loads(line) for path in objects for line in path.read_text().splitlines()]
+
+
+def test_summary_has_what_scripts_rely_on(reference: Result) -> None:
+    summary = reference.summary
+    assert summary["status"] == "completed" and summary["steps"] == 6 and summary["tokens"] == 6 * 512
+    assert summary["val_loss"] < 6.4 and summary["perplexity"] > 1  # ln 600 = 6.397
+    assert summary["world_sizes"] == [2] and summary["restarts"] == 0
+    assert len(summary["order_digest"]) == 64 and summary["time_to_first_step_s"] > 0
+    assert summary["documents"]["read"] == 161 and summary["documents"]["dead_letters"] == 1
+    assert summary["dedup"] == {"exact": 1, "near": 1}
+    dropped = sum(summary["documents"]["dropped"].values())
+    assert summary["documents"]["kept"] + dropped + 1 == summary["documents"]["read"]
+    for name in ("tokens_per_s", "data_wait_fraction", "wall_s", "train_loss", "val_bits_per_byte", "parameters"):
+        assert summary[name] is not None
+    assert Path(summary["checkpoint"]).is_dir() and (Path(summary["export"]) / "model.safetensors").exists()
+
+
+def test_last_line_is_the_path_of_the_summary(reference: Result) -> None:
+    assert reference.out.strip().splitlines()[-1].endswith("/runs/reference/summary.json")
+    assert "Traceback" not in reference.err
+
+
+def test_audit_names_every_step_once(reference: Result, config: Path) -> None:
+    lines = audit(config, "reference")
+    assert [line["step"] for line in lines] == list(range(6))
+    assert all(line["applied"] and line["world_size"] == 2 and line["targets"] > 0 for line in lines)
+    ranges = [line["provenance"].get("early") for line in lines]
+    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+
+
+def test_dead_letter_names_reason_and_place(reference: Result, config: Path) -> None:
+    letters = list(run_folder(config, "reference").glob("data/ledger/early-*/dead_letters/*.jsonl"))
+    letter = json.loads(letters[0].read_text())
+    assert len(letters) == 1 and letter["reason"] == "bad_json" and letter["shard"].endswith("part-040.jsonl")
+
+
+def test_mlflow_has_one_finished_run_with_metrics(reference: Result) -> None:
+    from mlflow import MlflowClient
+
+    where = reference.summary["mlflow"]
+    run = MlflowClient(where["uri"]).get_run(where["run_id"])
+    assert run.info.status == "FINISHED" and run.data.params["train.steps"] == "6"
+    history = MlflowClient(where["uri"]).get_metric_history(where["run_id"], "train/loss")
+    assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_export_loads_in_transformers_and_continues_a_text(reference: Result, config: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export = reference.summary["export"]
+    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
+    ids = tokenizer("def main():", return_tensors="pt")["input_ids"]
+    assert model(ids).logits.shape[-1] == reference.summary["vocab_size"]
+    out = pipeline("generate", str(run_folder(config, "reference")), "--prompt", "def main", "--max-new-tokens", "8")
+    assert out.code == 0 and out.out.startswith("def main")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_other_world_size_trains_the_same_batches(
+    head: Head, config: Path, reference: Result, workers: int
+) -> None:
+    name = f"workers-{workers}"
+    arguments = ["--config", str(config), f"run.name={name}", f"train.num_workers={workers}"]
+    result = pipeline("pretrain", *arguments, env=head.env)
+    assert result.code == 0, result.out + result.err
+    assert result.summary["order_digest"] == reference.summary["order_digest"]
+    assert [a["digest"] for a in audit(config, name)] == [a["digest"] for a in audit(config, "reference")]
+    assert result.summary["val_loss"] == pytest.approx(reference.summary["val_loss"], rel=1e-3)
+
+
+def test_a_complete_run_says_so(head: Head, config: Path, reference: Result) -> None:
+    again = pipeline("pretrain", "--config", str(config), "run.name=reference", env=head.env)
+    assert again.code == 0 and "is complete" in again.out and again.summary == reference.summary
+
+
+def test_longer_run_continues_at_another_world_size(head: Head, config: Path, reference: Result) -> None:
+    """Six steps, then on to nine with one worker, equals nine steps at once: nothing lost, nothing repeated."""
+    straight = pipeline("pretrain", "--config", str(config), "run.name=straight", "train.steps=9", env=head.env)
+    first = pipeline("pretrain", "--config", str(config), "run.name=halves", env=head.env)
+    second = pipeline(
+        "pretrain", "--config", str(config), "run.name=halves", "train.steps=9", "train.num_workers=1", env=head.env
+    )
+    assert [r.code for r in (straight, first, second)] == [0, 0, 0], second.out + second.err
+    assert second.summary["order_digest"] == straight.summary["order_digest"]
+    assert [a["digest"] for a in audit(config, "halves")] == [a["digest"] for a in audit(config, "straight")]
+    assert [a["world_size"] for a in audit(config, "halves")] == [2] * 6 + [1] * 3
+    assert second.summary["restarts"] == 1
+
+
+def test_changed_tokens_are_refused_on_a_trained_run(head: Head, config: Path, reference: Result) -> None:
+    changed = pipeline(
+        "pretrain", "--config", str(config), "run.name=reference", "train.steps=9", "data.seq_len=16",
+        "data.slot_sequences=4", env=head.env,
+    )
+    assert changed.code == 2 and "data.seq_len" in changed.err or "seq_len" in changed.err
+    assert "Traceback" not in changed.err
+
+
+@pytest.fixture
+def two_raylets() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 200_000_000})
+    cluster.add_node(num_cpus=2, object_store_memory=200_000_000)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_two_raylets_train_the_same_batches(two_raylets: Cluster, config: Path, reference: Result) -> None:
+    env = {"RAY_ADDRESS": two_raylets.address, "RAY_AUTH_MODE": "disabled"}
+    refused = pipeline("pretrain", "--config", str(config), "run.name=raylets", env=env)
+    assert refused.code == 2 and "2 nodes" in refused.err and "object store" in refused.err
+    result = pipeline("pretrain", "--config", str(config), "run.name=raylets", "cluster.shared_storage=true", env=env)
+    assert result.code == 0, result.out + result.err
+    assert result.summary["order_digest"] == reference.summary["order_digest"]
+
+
+def test_s3_trains_the_same_batches(
+    head: Head, config: Path, reference: Result, s3_endpoint: str, s3_uri: str, tmp_path: Path
+) -> None:
+    """Input and run folder on S3 over HTTP; Ray workers get the endpoint from the URI, credentials by runtime_env."""
+    from pretrainer.storage import Store
+
+    store = Store(s3_uri)
+    for part in sorted((config.parent / "corpus").iterdir()):
+        store.write(f"corpus/{part.name}", part.read_bytes())
+    base, _question, query = s3_uri.partition("?")
+    uris = {
+        name: [f"{base}/corpus/part-{n:03d}.jsonl?{query}" for n in numbers]
+        for name, numbers in {"early": (0, 40), "late": (80, 120)}.items()
+    }
+    result = pipeline(
+        "pretrain", "--config", str(config), "run.name=on-s3", f"run.storage={base}/runs?{query}",
+        f"data.sources.0.uris={json.dumps(uris['early'])}", f"data.sources.1.uris={json.dumps(uris['late'])}",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", env=head.env,
+    )
+    assert result.code == 0, result.out + result.err
+    summary = json.loads(Store(result.out.strip().splitlines()[-1]).read())
+    assert summary["order_digest"] == reference.summary["order_digest"]
+    assert Store(summary["export"]).exists("model.safetensors")
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+MISTAKES = {
+    "unknown field": (["train.step=5"], "train.steps"),
+    "wrong value": (["data.seq_len=two"], "data.seq_len"),
+    "batch that cannot be formed": (["train.global_batch_tokens=500"], "multiple of"),
+    "more workers than slot blocks": (["train.num_workers=9"], "slot blocks"),
+    "more workers than the cluster has": (["train.num_workers=8", "train.cpus_per_worker=2"], "CPUs"),
+    "missing input": (["data.sources.0.uris=[/nowhere/at/all]"], "/nowhere/at/all"),
+    "wrong column": (["data.sources.0.text_column=body"], "body"),
+    "vocabulary too large": (["tokenizer.vocab_size=60000"], "tokenizer.vocab_size"),
+    "missing bucket": (["run.storage=s3://no-such-bucket-{port}/runs?endpoint_override={endpoint}"], "bucket"),
+    "GPU asked and not there": (["train.device=cuda"], "GPU"),
+    "too little data": (["train.steps=100000"], "max_epochs"),
+    "no such tokenizer": (["tokenizer.uri=/nowhere/tokenizer.model"], "tokenizer.uri"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda name: name.replace(" ", "-"))
+def test_mistakes_end_in_one_clear_message(head: Head, config: Path, s3_endpoint: str, mistake: str) -> None:
+    overrides, words = MISTAKES[mistake]
+    filled = [o.format(endpoint=s3_endpoint, port=head.port) for o in overrides]
+    name = f"run.name=mistake-{mistake.replace(' ', '-')}"
+    result = pipeline("pretrain", "--config", str(config), name, *filled, env=head.env)
+    assert result.code == 2, result.out + result.err
+    assert result.err.count("error: ") == 1 and words in result.err
+    assert "Traceback" not in result.out + result.err
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(head: Head, config: Path) -> None:
+    result = pipeline("pretrain", "--config", str(config), "run.name=dry", "--dry-run", env=head.env)
+    assert result.code == 0, result.err
+    for words in ("parameters", "FLOPs per token", "6 steps x 512 tokens", "blocks/s", "source early"):
+        assert words in result.out
+    assert not run_folder(config, "dry").joinpath("checkpoints").exists()
+
+
+def test_help_lists_every_field(config: Path) -> None:
+    result = pipeline("pretrain", "--help")
+    assert result.code == 0 and "train.global_batch_tokens" in result.out and "data.sources" in result.out
+
+
+def test_no_leftover_processes_hold_the_head(head: Head, reference: Result) -> None:
+    import os
+    import sys
+
+    code = "import ray; ray.init(logging_level=40); print(ray.available_resources()['CPU'])"
+    command, env = [sys.executable, "-c", code], {**os.environ, **head.env}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert float(done.stdout.strip().splitlines()[-1]) == 4.0

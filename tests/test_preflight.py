@@ -1,0 +1,206 @@
+"""What is refused before a GPU is asked for, with the numbers in the message; no cluster is started.
+
+    python -m pytest -q tests/test_preflight.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.cli import Cluster
+from pipelines.preflight import _check_cpus, _check_length, check, plan_lines, useful_sizes, uses_gpu
+from pretrainer.config import ClusterConfig, Config, DataConfig, RunConfig, SourceConfig, TrainConfig
+from pretrainer.data.source import Manifest
+from pretrainer.errors import ConfigError, SourceError
+from pretrainer.storage import Store
+
+CORPUS_BYTES = 6400
+
+
+def there(cpus: float = 16, gpus: float = 0, nodes: int = 1) -> Cluster:
+    return Cluster(cpus, gpus, nodes, None, False)
+
+
+def config(*uris: Path, cluster: dict[str, Any] | None = None, run: str = "/nowhere", **train: Any) -> Config:
+    """One source per URI, 8 slot blocks of 2 x 8 tokens a step; needs 0.12 CPUs per source and 2 x 0.25."""
+    sources = tuple(SourceConfig(name=f"s{i}", uris=(str(uri),)) for i, uri in enumerate(uris or (Path("/nowhere"),)))
+    return Config(
+        run=RunConfig(storage=run),
+        data=DataConfig(sources=sources, seq_len=8, slot_sequences=2, mix_cycle=4),
+        train=TrainConfig(**{"steps": 5, "global_batch_tokens": 128, **train}),
+        cluster=ClusterConfig(**(cluster or {})),
+    )
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    (tmp_path / "corpus").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "corpus" / name).write_bytes(b"x" * (CORPUS_BYTES // 2))
+    return tmp_path / "corpus"
+
+
+def refusal(config: Config, cluster: Cluster) -> str:
+    with pytest.raises(ConfigError) as caught:
+        _check_cpus(config, cluster)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------ world sizes
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_useful_sizes_are_those_that_shorten_a_step(blocks: int, largest: int) -> None:
+    """By dealing the blocks out: the busiest rank has fewer than at any smaller world size."""
+    busiest = [max(len(range(rank, blocks, world)) for rank in range(world)) for world in range(1, largest + 1)]
+    want = [world for world in range(1, largest + 1) if all(busiest[world - 1] < b for b in busiest[: world - 1])]
+    assert list(useful_sizes(blocks, largest)) == want
+
+
+def test_useful_sizes_of_eight_blocks() -> None:
+    assert list(useful_sizes(8, 8)) == [1, 2, 3, 4, 8]
+    assert list(useful_sizes(8, 5)) == [1, 2, 3, 4]
+
+
+# ------------------------------------------------------------------------------------------------------------- CPUs
+
+
+def test_message_has_both_demands_the_cluster_and_the_remedy() -> None:
+    text = refusal(config(num_workers=3, cpus_per_worker=0.5), there(cpus=2))
+    for part in (
+        "train.num_workers=3 x train.cpus_per_worker=0.5",
+        "0.62 CPUs for 1 sources",
+        "the cluster's 2 CPUs",
+        "at most 2 workers",
+        "cluster.autoscaling=true",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("sources", [1, 3])
+@pytest.mark.parametrize("each", [0.1, 0.25, 0.3, 1.0])
+@pytest.mark.parametrize("cpus", [2, 2.62, 3.12])
+def test_number_in_the_message_is_the_largest_that_fits(cpus: float, each: float, sources: int) -> None:
+    def sized(workers: int) -> Config:
+        uris = [Path(f"/nowhere/{i}") for i in range(sources)]
+        return config(*uris, num_workers=workers, cpus_per_worker=each, global_batch_tokens=128 * 16)
+
+    found = re.search(r"at most (\d+) workers", refusal(sized(64), there(cpus)))
+    assert found is not None and (most := int(found[1])) > 0
+    _check_cpus(sized(most), there(cpus))
+    assert f"at most {most} workers" in refusal(sized(most + 1), there(cpus))
+
+
+def test_elastic_run_needs_room_for_its_smallest_size() -> None:
+    _check_cpus(config(num_workers=(2, 8), cpus_per_worker=1.0), there(cpus=3))
+    assert "num_workers=(3, 8)" in refusal(config(num_workers=(3, 8), cpus_per_worker=1.0), there(cpus=3))
+
+
+def test_cluster_that_can_grow_is_not_judged_by_what_it_has() -> None:
+    _check_cpus(config(num_workers=8, cpus_per_worker=4.0, cluster={"autoscaling": True}), there(cpus=1))
+
+
+# ----------------------------------------------------------------------------------------------------------- length
+
+
+def length(config: Config) -> None:
+    _check_length(config, Manifest.build(config.data.sources))
+
+
+def test_source_with_a_byte_per_token_is_just_enough(corpus: Path) -> None:
+    steps = CORPUS_BYTES // 128
+    length(config(corpus, steps=steps))
+    with pytest.raises(ConfigError, match=rf"s0 has 6,400 bytes and max_epochs=1, .* 6,528 tokens that {steps + 1} st"):
+        length(config(corpus, steps=steps + 1))
+
+
+def test_epochs_multiply_what_a_source_has(corpus: Path) -> None:
+    long = config(corpus, steps=3 * CORPUS_BYTES // 128)
+    source = dataclasses.replace(long.data.sources[0], max_epochs=3)
+    length(dataclasses.replace(long, data=dataclasses.replace(long.data, sources=(source,))))
+    source = dataclasses.replace(source, max_epochs=2)
+    with pytest.raises(ConfigError, match="max_epochs=2"):
+        length(dataclasses.replace(long, data=dataclasses.replace(long.data, sources=(source,))))
+
+
+def test_source_is_asked_for_its_share_alone(corpus: Path) -> None:
+    """b.txt is a half of the bytes but gives a quarter of the blocks: it lasts for twice as many steps."""
+    both = config(corpus / "a.txt", corpus / "b.txt", steps=100)
+    shares = (0.75, 0.25)
+    sources = tuple(dataclasses.replace(s, share=p) for s, p in zip(both.data.sources, shares, strict=True))
+    shared = dataclasses.replace(both, data=dataclasses.replace(both.data, sources=sources))
+    with pytest.raises(ConfigError, match="source s0 .* 9,600 tokens"):
+        length(shared)
+    first = dataclasses.replace(sources[0], max_epochs=3)
+    length(dataclasses.replace(shared, data=dataclasses.replace(shared.data, sources=(first, sources[1]))))
+
+
+@pytest.mark.parametrize("name", ["c.jsonl.gz", "c.jsonl.zst", "c.parquet"])
+def test_compressed_source_is_not_judged_by_its_bytes(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x" * 100)
+    length(config(tmp_path / name, steps=1000))
+
+
+# ------------------------------------------------------------------------------------------------- storage and GPUs
+
+
+def test_folder_of_one_machine_is_refused_on_two_nodes(corpus: Path, tmp_path: Path) -> None:
+    storage, run = str(tmp_path / "runs"), Store(str(tmp_path / "runs" / "quickstart"))
+    with pytest.raises(ConfigError, match=rf"{storage}.* 2 nodes: use an object store .*shared_storage=true"):
+        check(config(corpus, run=storage), run, there(nodes=2))
+    check(config(corpus, run=storage), run, there(nodes=1))
+    check(config(corpus, run=storage, cluster={"shared_storage": True}), run, there(nodes=2))
+
+
+def test_check_returns_the_live_manifest_and_leaves_nothing_behind(corpus: Path, tmp_path: Path) -> None:
+    run = Store(str(tmp_path / "runs" / "quickstart"))
+    manifest = check(config(corpus), run, there())
+    assert [shard.path for shard in manifest.shards(0)] == ["a.txt", "b.txt"] and run.list() == []
+
+
+def test_missing_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="s0"):
+        check(config(tmp_path / "absent"), Store(str(tmp_path / "run")), there())
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "workers", "answer"),
+    [
+        ("auto", 2, 2, True),
+        ("auto", 1, 2, False),
+        ("auto", 0, 1, False),
+        ("auto", 1, (1, 4), True),
+        ("cpu", 8, 2, False),
+        ("cuda", 2, 2, True),
+        ("cuda", 2, (2, 8), True),
+    ],
+)
+def test_gpus_are_used_when_every_worker_gets_one(device: str, gpus: int, workers: Any, answer: bool) -> None:
+    assert uses_gpu(config(device=device, num_workers=workers), there(gpus=gpus)) is answer
+
+
+def test_asking_for_more_gpus_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs 4 GPUs and the cluster has 2"):
+        uses_gpu(config(device="cuda", num_workers=4), there(gpus=2))
+    assert uses_gpu(config(device="cuda", num_workers=4, cluster={"autoscaling": True}), there(gpus=2)) is True
+
+
+# --------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_plan_has_one_line_per_number_and_source(corpus: Path) -> None:
+    two = config(corpus / "a.txt", corpus / "b.txt", num_workers=(1, 8))
+    lines = plan_lines(two, Manifest.build(two.data.sources), there(cpus=4), vocab_size=600)
+    plan = {line[:24].strip(): line[24:] for line in lines}
+    assert plan["workers"] == "1 to 8, useful sizes [1, 2, 3, 4, 8]"
+    assert plan["length"].startswith("5 steps x 128 tokens = 640 tokens")
+    assert plan["batch"] == "8 slot blocks of 2 x 8 tokens"
+    assert plan["source s0"].startswith("3,200 bytes in 1 shards") and "2 of 4 slot blocks" in plan["source s1"]
+    assert plan["cluster"] == "1 nodes, 4 CPUs, 0 GPUs; data needs 0.74 CPUs"

@@ -1,0 +1,137 @@
+"""Which checkpoint counts, read from the file that Ray Train's controller writes; and how the stream is split.
+
+    python -m pytest -q tests/train/test_controller.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+    _CheckpointManagerState,
+    _TrainingResultState,
+)
+
+from pretrainer.errors import StorageError
+from pretrainer.storage import Store
+from pretrainer.train.controller import CHECKPOINTS, SNAPSHOT, OrderedDataConfig, committed_checkpoint
+
+# ----------------------------------------------------------------------------------------- the committed checkpoint
+
+
+def snapshot(latest: Any) -> dict[str, Any]:
+    """The controller's snapshot of Ray 2.60 with this latest result."""
+    return {
+        "ray_version": "2.60.0",
+        "checkpoint_results": [latest] if latest else [],
+        "checkpoint_report_indices": [0] if latest else [],
+        "latest_checkpoint_result": latest,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": 1,
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+
+
+def result(folder: str = "step-000000007", metrics: Any = None) -> dict[str, Any]:
+    known = {"step": 7, "fingerprint": "abc"} if metrics is None else metrics
+    return {"version": 0, "checkpoint_dir_name": folder, "metrics": known}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def write(run: Store, text: str) -> Store:
+    run.write(SNAPSHOT, text.encode())
+    return run
+
+
+def test_no_snapshot_is_no_checkpoint(run: Store) -> None:
+    assert committed_checkpoint(run) is None
+
+
+def test_folder_that_is_not_in_the_snapshot_does_not_count(run: Store) -> None:
+    run.write(f"{CHECKPOINTS}/step-000000009/.metadata", b"complete, but not committed")
+    assert committed_checkpoint(run) is None
+    write(run, json.dumps(snapshot(result())))
+    assert committed_checkpoint(run) == (f"{CHECKPOINTS}/step-000000007", 7)
+
+
+def test_snapshot_before_the_first_checkpoint(run: Store) -> None:
+    assert committed_checkpoint(write(run, json.dumps(snapshot(None)))) is None
+
+
+@pytest.mark.parametrize(
+    "latest",
+    [
+        {"version": 0, "metrics": {"step": 7}},
+        {"version": 0, "checkpoint_dir_name": "step-000000007"},
+        result(metrics={"fingerprint": "abc"}),
+        result(metrics={"step": None}),
+        result(metrics={"step": "seven"}),
+        result(metrics=[7]),
+        "step-000000007",
+    ],
+    ids=["no folder", "no metrics", "no step", "step is null", "step is a word", "metrics is a list", "a string"],
+)
+def test_unknown_layout_is_an_error_that_names_file_and_version(run: Store, latest: Any) -> None:
+    write(run, json.dumps({**snapshot(None), "latest_checkpoint_result": latest}))
+    with pytest.raises(StorageError, match=rf"{SNAPSHOT} was written by Ray 2\.60\.0 and cannot be read"):
+        committed_checkpoint(run)
+
+
+@pytest.mark.parametrize("text", ["", '{"ray_version": "2.60.0", "latest_che'], ids=["empty", "torn"])
+def test_torn_snapshot_is_an_error_and_not_a_new_start(run: Store, text: str) -> None:
+    with pytest.raises(StorageError, match=SNAPSHOT):
+        committed_checkpoint(write(run, text))
+
+
+def test_what_this_ray_writes_is_what_is_read(run: Store) -> None:
+    """Ray's own private classes: this fails when a new version renames a field or the file."""
+    latest = _TrainingResultState(checkpoint_dir_name="step-000000007", metrics={"step": 7})
+    state = _CheckpointManagerState(**{**snapshot(None), "latest_checkpoint_result": latest})
+    assert set(json.loads(state.model_dump_json())) == set(snapshot(None))
+    assert SNAPSHOT == f"{CHECKPOINTS}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
+    assert committed_checkpoint(write(run, state.model_dump_json())) == (f"{CHECKPOINTS}/step-000000007", 7)
+    assert ray.__version__.startswith("2.60.")
+
+
+# -------------------------------------------------------------------------------------------------------- the split
+
+
+class Splitting:
+    """A dataset that notes how it is split."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.calls: list[tuple[int, dict[str, Any]]] = []
+
+    def streaming_split(self, n: int, **options: Any) -> list[str]:
+        self.calls.append((n, options))
+        return [f"{self.name}-{rank}" for rank in range(n)]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_whole_blocks_are_dealt_in_turn_wherever_they_are(world: int) -> None:
+    train: Any = Splitting("train")
+    shards: Any = OrderedDataConfig().configure({"train": train}, world, None, [f"node-{r}" for r in range(world)])
+    assert shards == [{"train": f"train-{rank}"} for rank in range(world)]
+    [(splits, options)] = train.calls
+    assert splits == world and options["equal"] is False and options.get("locality_hints") is None
+
+
+def test_every_dataset_is_split_once(run: Store) -> None:
+    first, second = Splitting("a"), Splitting("b")
+    datasets: Any = {"a": first, "b": second}
+    shards: Any = OrderedDataConfig().configure(datasets, 2, None, None, later_argument_of_ray=1)
+    assert shards == [{"a": "a-0", "b": "b-0"}, {"a": "a-1", "b": "b-1"}]
+    assert len(first.calls) == len(second.calls) == 1

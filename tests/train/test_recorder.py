@@ -1,0 +1,104 @@
+"""The recorder: a step counts once however often it is replayed, a stop is asked for, a fatal error is kept.
+
+    python -m pytest -q tests/train/test_recorder.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pretrainer.tracking import Tracker
+from pretrainer.train.recorder import Recorder
+
+
+class Notes(Tracker):
+    """A tracker that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__("sqlite://", "experiment", None, "run", None, {}, {})
+        self.logged: list[Mapping[str, Any]] = []
+        self.closed: list[tuple[str, Mapping[str, str]]] = []
+
+    def start(self) -> str:
+        return "run-1"
+
+    def log_event(self, event: Mapping[str, Any]) -> None:
+        self.logged.append(event)
+
+    def finish(self, status: str, artifacts: Mapping[str, str]) -> None:
+        self.closed.append((status, artifacts))
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+def steps(*numbers: int, elapsed_s: float = 2.0) -> dict[str, Any]:
+    return {
+        "kind": "steps",
+        "steps": [{"step": number, "loss": 1.0 / number} for number in numbers],
+        "data_wait_s": 0.5,
+        "elapsed_s": elapsed_s,
+        "tokens_per_s": 100.0,
+    }
+
+
+def numbers(events: list[Any]) -> list[list[int]]:
+    return [[step["step"] for step in event["steps"]] for event in events]
+
+
+def test_replayed_step_is_tracked_once(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    for event in (steps(1), steps(2, 3, 4), steps(3, 4, 5), steps(4), steps(6)):
+        recorder.record(event)
+    assert numbers(notes.logged) == [[1], [2, 3, 4], [5], [], [6]]
+    assert numbers(recorder.events) == numbers(notes.logged)
+
+
+def test_event_of_the_caller_is_left_as_it_was(notes: Notes) -> None:
+    recorder, event = Recorder(notes), steps(1, 2)
+    recorder.record(steps(1))
+    recorder.record(event)
+    assert event == steps(1, 2)
+
+
+def test_totals_are_sums_over_intervals(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    recorder.record(steps(1, elapsed_s=2.0))
+    recorder.record(steps(2, elapsed_s=3.0))
+    assert recorder.totals() == {"data_wait_s": 1.0, "elapsed_s": 5.0, "tokens": 500.0}
+
+
+def test_stop_is_answered_from_the_request_on(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    assert recorder.record(steps(1)) is False
+    recorder.request_stop()
+    assert recorder.record(steps(2)) is True
+    assert recorder.record({"kind": "checkpoint", "step": 2, "order_digest": ""}) is True
+
+
+def test_fatal_is_an_event_with_message_and_exit_code(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    recorder.record(steps(1))
+    recorder.fatal("the stream is broken", 5)
+    assert recorder.events_from(1) == [{"kind": "fatal", "message": "the stream is broken", "exit_code": 5}]
+
+
+def test_events_come_in_order_and_from_where_one_stopped(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    kinds = ["start", "checkpoint", "validation", "finish"]
+    for kind in kinds:
+        recorder.record({"kind": kind})
+    assert [event["kind"] for event in recorder.events_from(0)] == kinds
+    assert [event["kind"] for event in recorder.events_from(3)] == ["finish"] and recorder.events_from(4) == []
+
+
+def test_start_and_finish_reach_the_tracker(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    assert recorder.start() == "run-1"
+    recorder.finish("stopped", {"a.txt": "text"})
+    assert notes.closed == [("stopped", {"a.txt": "text"})]
