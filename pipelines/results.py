@@ -18,6 +18,7 @@ from pipelines.session import Outcome, Session
 from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
 from pretrainer.data.ledger import ChunkRecord
+from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store
@@ -37,7 +38,7 @@ def already_complete(run: Store, config: Config) -> int | None:
     if summary["status"] != "completed" or summary["steps"] < config.total_steps:
         return None
     print(
-        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}. "
+        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']}. "
         f"Raise train.steps to go on, or give another run.name to begin again"
     )
     return 0
@@ -154,14 +155,16 @@ def held_out_result(outcome: Outcome, data: Frozen) -> dict[str, Any]:
     }
 
 
-def artifacts(session: Session, outcome: Outcome, summary: dict[str, Any]) -> dict[str, str]:
-    """Texts for MLflow: resolved config, summary, data report, samples."""
+def artifacts(session: Session, outcome: Outcome, summary: dict[str, Any]) -> dict[str, str | bytes]:
+    """For MLflow: resolved config, summary, data report, samples, tokenizer."""
+    tokenizer = load_tokenizer(session.data.plans[0].data_uri)
     samples = [f"step {e['step']}\n{decode(session.data, e['ids'])}\n" for e in outcome.of("sample")]
     return {
         "config.yaml": to_yaml(session.config),
         "summary.json": json.dumps(summary, indent=1),
         "data_report.txt": "\n".join(document_table(summary["sources"])),
         "samples.txt": "\n".join(samples),
+        "tokenizer.json" if tokenizer.is_json else "tokenizer.model": tokenizer.data,
     }
 
 

@@ -99,7 +99,7 @@ def train(session: Session, console: Console) -> Outcome:
         session.config,
         worker_spec(session),
         session.run,
-        _stream(session.data),
+        _stream(session.config, session.data),
         uses_gpu(session.config, session.cluster),
     )
 
@@ -120,9 +120,9 @@ def train(session: Session, console: Console) -> Outcome:
     return outcome
 
 
-def _stream(data: Frozen) -> Any:
-    plans, mixture = data.plans, data.mixture
-    return lambda first_block: build_stream(plans, mixture, first_block)
+def _stream(config: Config, data: Frozen) -> Any:
+    plans, mixture, look_ahead = data.plans, data.mixture, max(64, 8 * config.slot_blocks_per_step)
+    return lambda first_block: build_stream(plans, mixture, first_block, look_ahead)
 
 
 def _follow(session: Session, outcome: Outcome, console: Console) -> None:

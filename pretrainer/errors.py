@@ -6,6 +6,7 @@
     │   └── SourceError    an input that is missing, empty or unreadable
     ├── StorageError       object storage failed after its retries, exit code 3
     ├── BadDataError       more dead letters than the config allows, exit code 4
+    ├── TrackingError      MLflow cannot be reached for now; training goes on without it
     └── StreamError        the stream broke a promise (gap, repeat, changed bytes), exit code 5
 
 All of them survive pickling (Ray carries them between processes) because the message is their only argument.
@@ -42,6 +43,10 @@ class BadDataError(PretrainerError):
     """The share of dead letters passed `data.max_dead_letter_share`."""
 
     exit_code = 4
+
+
+class TrackingError(PretrainerError):
+    """The tracking server did not answer; what it should have got is kept and sent later."""
 
 
 class StreamError(PretrainerError):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pretrainer.errors import TrackingError, UserError
+from pretrainer.storage import redact
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +23,20 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 STATUS = {"completed": "FINISHED", "stopped": "KILLED", "preempted": "KILLED", "failed": "FAILED"}
 
 
+@contextmanager
+def _answered(uri: str) -> Iterator[None]:
+    """Errors of MLflow and of the way to it, as TrackingError."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException, OSError) as error:
+        raise TrackingError(f"MLflow at {redact(uri)} did not take it: {redact(str(error).splitlines()[0])}") from error
+
+
 class Tracker:
-    """One MLflow run. Connects on first use, so that it can travel to the actor that owns it."""
+    """One MLflow run. Connects in `start`, so that it can travel to the actor that owns it."""
 
     def __init__(
         self,
@@ -36,22 +53,38 @@ class Tracker:
         self._client: Any = None
 
     def start(self) -> str:
-        """Open the run (or the one of `run_id` again); returns its id."""
-        if self._client is not None:
-            return self.run_id or ""
+        """Open the run (or the one of `run_id` again); returns its id. Raises UserError where it cannot be opened."""
         from mlflow import MlflowClient
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        self._client = MlflowClient(self.uri)
-        if self.run_id is None:
-            self.run_id = self._client.create_run(
-                self._experiment_id(), run_name=self.run_name, tags=self.tags
-            ).info.run_id
-            self._log_params()
-        else:
-            self._client.update_run(self.run_id, status="RUNNING")
+        try:
+            with _answered(self.uri):
+                self._client = MlflowClient(self.uri)
+                return self._reopen(self.run_id) if self.run_id else self._create()
+        except TrackingError as error:
+            raise UserError(
+                f"{error}. Check tracking.uri; a run that was tracked elsewhere before needs that server, or without "
+                "its mlflow.json begins a new MLflow run"
+            ) from error
+
+    def _create(self) -> str:
+        run = self._client.create_run(self._experiment_id(), run_name=self.run_name, tags=self.tags)
+        self.run_id = str(run.info.run_id)
+        self._log_params()
         return self.run_id
+
+    def _reopen(self, run_id: str) -> str:
+        self._client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    def last_steps(self) -> tuple[int, int]:
+        """(newest step with training metrics, newest step with validation metrics); 0 and -1 in a new run."""
+        with _answered(self.uri):
+            names = [name for name in self._client.get_run(self.run_id).data.metrics if name.startswith("validation/")]
+            trained = [m.step for m in self._client.get_metric_history(self.run_id, "train/loss")]
+            validated = [m.step for name in names[:1] for m in self._client.get_metric_history(self.run_id, name)]
+        return max(trained, default=0), max(validated, default=-1)
 
     def _experiment_id(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
@@ -78,18 +111,26 @@ class Tracker:
         """(name, value, step) triples."""
         from mlflow.entities import Metric
 
-        self.start()
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            self.run_id, metrics=[Metric(name, float(value), now, step) for name, value, step in values]
-        )
+        metrics = [Metric(name, float(value), now, step) for name, value, step in values]
+        with _answered(self.uri):
+            for start in range(0, len(metrics), 1000):  # a REST server takes no more at once
+                self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
-    def finish(self, status: str, artifacts: Mapping[str, str]) -> None:
-        """Text artifacts by file name, then the true status of the run."""
-        self.start()
-        for name, text in artifacts.items():
-            self._client.log_text(self.run_id, text, name)
-        self._client.set_terminated(self.run_id, status=STATUS[status])
+    def finish(self, status: str, artifacts: Mapping[str, str | bytes]) -> None:
+        """Artifacts by file name, then the true status of the run."""
+        with _answered(self.uri):
+            for name, content in artifacts.items():
+                self._log_artifact(name, content)
+            self._client.set_terminated(self.run_id, status=STATUS[status])
+
+    def _log_artifact(self, name: str, content: str | bytes) -> None:
+        if isinstance(content, str):
+            return self._client.log_text(self.run_id, content, name)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(content)
+            self._client.log_artifact(self.run_id, str(path))
 
 
 def _step_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:

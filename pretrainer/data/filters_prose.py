@@ -21,9 +21,9 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from pretrainer.data.compiled import kernel
 from pretrainer.data.hashing import FNV_OFFSET, FNV_PRIME, POLYNOMIAL_BASE, mix64
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -60,7 +60,7 @@ def _character_kinds() -> np.ndarray:
     return kinds
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _decode(data: np.ndarray, i: int) -> tuple[np.int64, int]:
     """(code point, bytes) of the non-ASCII character whose first byte is data[i]."""
     lead = np.int64(data[i])
@@ -73,7 +73,7 @@ def _decode(data: np.ndarray, i: int) -> tuple[np.int64, int]:
     return (lead & 0x07) << 18 | second << 12 | third << 6 | np.int64(data[i + 3] & 0x3F), 4
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _is_stop_word(data: np.ndarray, start: int, end: int) -> bool:
     if end - start > 4:
         return False
@@ -86,7 +86,7 @@ def _is_stop_word(data: np.ndarray, start: int, end: int) -> bool:
     return False
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _scan(data: np.ndarray, kinds: np.ndarray, hashes: np.ndarray, chars: np.ndarray) -> tuple[int, int, int, int, int]:
     """Write hash and length of each token; returns (tokens, words, word_chars, alphabetic, stop_words)."""
     tokens = words = word_chars = alphabetic = stop_words = 0
@@ -124,7 +124,7 @@ def _scan(data: np.ndarray, kinds: np.ndarray, hashes: np.ndarray, chars: np.nda
     return tokens, words, word_chars, alphabetic, stop_words
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _ngram_ids(hashes: np.ndarray, n: int, slots: np.ndarray, firsts: np.ndarray, ids: np.ndarray) -> None:
     """ids[i] = the first position of an n-gram equal to the one at position i.
 
@@ -145,7 +145,7 @@ def _ngram_ids(hashes: np.ndarray, n: int, slots: np.ndarray, firsts: np.ndarray
         ids[i] = firsts[slot]
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _top_ngram_chars(chars: np.ndarray, ids: np.ndarray, counts: np.ndarray, n: int) -> int:
     """Characters of the most frequent n-gram (blanks inside included) times its count; 0 if none occurs twice."""
     counts[:] = 0
@@ -158,7 +158,7 @@ def _top_ngram_chars(chars: np.ndarray, ids: np.ndarray, counts: np.ndarray, n: 
     return best_count * (chars[best : best + n].sum() + n - 1) if best_count > 1 else 0
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _repeated_ngram_chars(chars: np.ndarray, ids: np.ndarray, seen: np.ndarray, n: int) -> int:
     """Characters in n-grams seen before, none counted twice: after a repeat the scan goes on behind it."""
     seen[:] = 0
@@ -173,7 +173,7 @@ def _repeated_ngram_chars(chars: np.ndarray, ids: np.ndarray, seen: np.ndarray, 
     return total
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _repetition(
     hashes: np.ndarray, chars: np.ndarray, top: np.ndarray, repeated: np.ndarray,
     slots: np.ndarray, firsts: np.ndarray, ids: np.ndarray, counts: np.ndarray,

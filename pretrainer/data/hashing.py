@@ -7,8 +7,9 @@ signatures depends on them (their scheme id names them as "words1").
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from pretrainer.data.compiled import kernel
 
 FNV_OFFSET, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 POLYNOMIAL_BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -18,10 +19,7 @@ _SHIFT = np.uint64(33)
 _MULTIPLIER_1, _MULTIPLIER_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 
 
-# No on-disk cache (cache=True): its index is shared by all processes and code versions of a checkout, its entries do
-# not notice a change of a function in another module, and a read-only installation refuses it. Compiling costs a
-# worker 1 to 2 s, once.
-@numba.njit(nogil=True)
+@kernel()
 def mix64(h: np.uint64) -> np.uint64:
     """Finalizer of MurmurHash3 (Appleby): a bijection in which every input bit moves every output bit."""
     h = (h ^ (h >> _SHIFT)) * _MULTIPLIER_1

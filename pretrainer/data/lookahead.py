@@ -1,15 +1,22 @@
-"""Bounded look-ahead for Ray Data's streaming executor.
+"""Bounded look-ahead for Ray Data's streaming executor, in chunks and slot blocks.
 
-Ray bounds what an operator may run ahead by *bytes*. A stream of descriptors (one int per chunk) has almost none, so
-without this policy a source of a million chunks floods the executor with a million tiny blocks before the first one
-is read (seen on Ray 2.60: 10^5 descriptors starved everything else). The policy lets an operator whose name contains
-`expand` be at most `data.look_ahead_chunks` blocks ahead of the operator after it.
+Ray bounds what an operator may run ahead by *bytes*. That is not enough twice: a stream of descriptors (one int per
+chunk) has almost none, so a source of a million chunks floods the executor before the first one is read; and the packer
+would run through the whole corpus long before training needs it, at a few milliseconds of the executor's time per slot
+block (seen on Ray 2.60: both starved the trainers of a 2-core machine). So
+
+- descriptors: at most `look_ahead_chunks` units wait to be read;
+- chunks: no reader starts while `look_ahead_chunks` are between reader and packer;
+- slot blocks: the packer takes no chunk while `look_ahead_blocks` are between it and the trainers;
+- sources: one that has slot blocks waiting starts no reader while the mixer has none of another source. Ray shares few
+  CPUs out by operator, and a large source would otherwise keep a small one from the first step for a minute.
 
 `backpressure_policies.enabled` is not a public setting of Ray: tests/data/test_ray_contract.py pins it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ray.data import DataContext
@@ -22,22 +29,80 @@ from ray.data._internal.execution.backpressure_policy import (
 if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
 
-LOOK_AHEAD_KEY = "pretrainer.look_ahead_chunks"
-EXPAND = "expand_positions"
+CHUNKS_KEY, BLOCKS_KEY = "pretrainer.look_ahead_chunks", "pretrainer.look_ahead_blocks"
+EXPAND, READ, PACK = "expand_positions", "read_chunks", "PackWindows"
 
 
 class LookAhead(BackpressurePolicy):
-    """Stop reading outputs of the descriptor operator while enough of them wait."""
+    """Start no task, and read no descriptors, while enough waits further down.
+
+    Only the descriptors are held back by what is *read* of a task: Ray relaxes that limit whenever the operators below
+    are idle, which they are when trainers are slow.
+    """
 
     def max_task_output_bytes_to_read(self, op: PhysicalOperator) -> int | None:
         if EXPAND not in op.name:
             return None
-        taken = sum(down.metrics.num_task_inputs_processed for down in op.output_dependencies)
-        waiting = op.metrics.num_task_outputs_generated - taken
-        return 0 if waiting >= self._data_context.get_config(LOOK_AHEAD_KEY, 32) else None
+        waiting = _made(op) - _used(op.output_dependencies[0])
+        return 0 if waiting >= self._limit(CHUNKS_KEY) else None
+
+    def can_add_input(self, op: PhysicalOperator) -> bool:
+        if READ in op.name:
+            pack = _downstream(op, PACK)
+            in_flight = _made(op) + op.num_active_tasks() - _used(pack)
+            return in_flight < self._limit(CHUNKS_KEY) and not self._must_yield(pack)
+        if PACK in op.name:
+            return self._waiting_below(op) < self._limit(BLOCKS_KEY)
+        return True
+
+    def _must_yield(self, pack: PhysicalOperator) -> bool:
+        """Whether this source is ahead while the mixer has nothing of another one that is not at its end."""
+        mix = pack.output_dependencies[0] if pack.output_dependencies else None
+        if mix is None or len(mix.input_dependencies) < 2 or self._waiting_at(mix, pack) == 0:
+            return False
+        return any(self._waiting_at(mix, other) == 0 and not other.has_completed() for other in mix.input_dependencies)
+
+    def _waiting_at(self, mix: PhysicalOperator, pack: PhysicalOperator) -> int:
+        return self._topology[pack].total_enqueued_output_blocks() + _mix_waits(mix, pack)
+
+    def _limit(self, key: str) -> int:
+        return int(self._data_context.get_config(key, 32))
+
+    def _waiting_below(self, op: PhysicalOperator) -> int:
+        """Blocks in every queue from this operator's output to the trainers."""
+        waiting, before = self._topology[op].total_enqueued_output_blocks(), op
+        for after in list(_chain(op))[1:]:
+            is_mix = len(after.input_dependencies) > 1
+            inputs = _mix_waits(after, before) if is_mix else self._topology[after].total_enqueued_input_blocks()
+            waiting, before = waiting + inputs + self._topology[after].total_enqueued_output_blocks(), after
+        return waiting
 
 
-def install(context: DataContext, look_ahead_chunks: int) -> None:
+def _chain(op: PhysicalOperator) -> Iterator[PhysicalOperator]:
+    yield op
+    for down in op.output_dependencies:
+        yield from _chain(down)
+
+
+def _downstream(op: PhysicalOperator, name: str) -> PhysicalOperator:
+    return next(o for o in _chain(op) if name in o.name)
+
+
+def _made(op: PhysicalOperator) -> int:
+    return op.metrics.num_task_outputs_generated
+
+
+def _used(op: PhysicalOperator) -> int:
+    return op.metrics.num_task_inputs_processed
+
+
+def _mix_waits(mix: PhysicalOperator, source: PhysicalOperator) -> int:
+    """Blocks of one source that wait in the mixer for their turn."""
+    return int(mix._input_queues[mix.input_dependencies.index(source)].num_blocks())  # type: ignore[attr-defined]
+
+
+def install(context: DataContext, look_ahead_chunks: int, look_ahead_blocks: int) -> None:
     """Add the policy to a data context, once."""
-    context.set_config(LOOK_AHEAD_KEY, look_ahead_chunks)
+    context.set_config(CHUNKS_KEY, look_ahead_chunks)
+    context.set_config(BLOCKS_KEY, look_ahead_blocks)
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, LookAhead])

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from pretrainer.data.compiled import kernel
 from pretrainer.data.hashing import mix64
 
 MAX_CHAIN = 256
@@ -24,12 +24,8 @@ MAX_CHAIN = 256
 POSITION_COLUMN, EXACT_COLUMN, FIRST_BAND_COLUMN = 0, 1, 2
 NONE = -1
 
-# Every process with an index compiles this: numpy's error model leaves out the check for division by zero, and inner
-# kernels need no entry point for Python (1.4 s instead of 2.0 s).
-_kernel = numba.njit(nogil=True, error_model="numpy")
-_inner = numba.njit(  # type: ignore[call-overload]  # numba's stub lacks the last two options
-    nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+# numpy's error model leaves out the check for division by zero.
+_kernel = _inner = kernel(error_model="numpy")
 
 
 class Tables(NamedTuple):

@@ -24,10 +24,10 @@ from __future__ import annotations
 
 import functools
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from pretrainer.data.compiled import kernel
 from pretrainer.data.hashing import FNV_OFFSET, FNV_PRIME, POLYNOMIAL_BASE, mix64
 from pretrainer.data.normalise import utf8_buffers
 
@@ -76,7 +76,7 @@ def permutation_parameters(permutations: int) -> tuple[np.ndarray, np.ndarray]:
     return a, generator.randint(0, 1 << 32, permutations, dtype=np.uint32)
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _mix32(h: np.uint32) -> np.uint32:
     """The 32-bit finalizer of MurmurHash3, also a bijection."""
     h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
@@ -86,7 +86,7 @@ def _mix32(h: np.uint32) -> np.uint32:
     return h ^ (h >> np.uint32(16))
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _character(data: np.ndarray, i: int, kinds: np.ndarray) -> tuple[int, np.uint8]:
     """(bytes, kind) of the character whose first byte is data[i]."""
     lead = np.int64(data[i])
@@ -100,7 +100,7 @@ def _character(data: np.ndarray, i: int, kinds: np.ndarray) -> tuple[int, np.uin
     return 4, np.uint8(_SINGLE if lead == 0xF0 and data[i + 1] >= 0xA0 else _LETTER)
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _words(data: np.ndarray, start: int, end: int, kinds: np.ndarray, out: np.ndarray) -> int:
     """Write the 64-bit hash of each word of data[start:end] to out; returns how many there are."""
     count = chars = 0
@@ -132,7 +132,7 @@ def _words(data: np.ndarray, start: int, end: int, kinds: np.ndarray, out: np.nd
     return count
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _shingles(words: np.ndarray, count: int, n: int, out: np.ndarray) -> int:
     """Write the 32-bit hash of each n consecutive words to out; returns how many there are."""
     leaving = np.uint64(1)  # base^n, the weight of a word when it leaves the window
@@ -149,7 +149,7 @@ def _shingles(words: np.ndarray, count: int, n: int, out: np.ndarray) -> int:
     return total
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _minima(hashes: np.ndarray, count: int, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """Lower out[p] to the least value of permutation p over hashes[:count], which are finalized in place."""
     for j in range(count):
@@ -163,7 +163,7 @@ def _minima(hashes: np.ndarray, count: int, a: np.ndarray, b: np.ndarray, out: n
             out[p] = least
 
 
-@numba.njit(nogil=True)
+@kernel()
 def _signatures(
     data: np.ndarray, offsets: np.ndarray, kinds: np.ndarray, n: int, a: np.ndarray, b: np.ndarray,
     words: np.ndarray, hashes: np.ndarray, minhash: np.ndarray, shingle_count: np.ndarray,

@@ -8,6 +8,8 @@ file, with its reason (contract tests: tests/data/test_ray_contract.py):
 - `preserve_order`; in-order stages are pools of one actor with `allow_out_of_order_execution=False` and one call in
   flight (by default Ray reorders calls whose arguments come from another node);
 - neighbouring stages ask for different CPUs, or Ray would fuse the parallel one into the single actor;
+- the descriptor row comes from `from_items`: `from_arrow` runs a task that waits for a whole CPU, which a small cluster
+  does not have while a worker group restarts;
 - CPUs are small fractions, or a long-lived descriptor task holds a whole core that trainers or readers need;
 - `execution_no_progress_timeout_s=-1`: by default a paused trainer kills its own data.
 """
@@ -17,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
@@ -44,16 +45,15 @@ def in_order(cpus: float) -> dict[str, Any]:
     }
 
 
-def configure_context(look_ahead_chunks: int) -> ExecutionOptions:
-    """Set this process's data context for the stream; returns the execution options for `DataConfig`."""
+def configure_context(look_ahead_chunks: int, look_ahead_blocks: int) -> None:
+    """Set this process's data context for the stream."""
     context = DataContext.get_current()
     context.execution_options = ExecutionOptions(preserve_order=True)
     context.execution_options.verbose_progress = False
     context.target_max_block_size = 1
     context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
-    lookahead.install(context, look_ahead_chunks)
-    return context.execution_options
+    lookahead.install(context, look_ahead_chunks, look_ahead_blocks)
 
 
 def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
@@ -65,7 +65,7 @@ def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
     read: Any = read_chunks  # Ray's annotation of map_batches knows no function that takes fn_kwargs
     tokenize: Any = tokenize_chunk
     return (
-        ray.data.from_arrow(pa.table({"first": [first], "end": [plan.positions]}))
+        ray.data.from_items([{"first": first, "end": plan.positions}], override_num_blocks=1)
         .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=EXPAND_CPUS)
         .map_batches(read, fn_kwargs={"plan": plan, "committed_units": committed}, **parallel)
         .map_batches(InOrderDedup, fn_constructor_args=(plan, held_out), **in_order(DEDUP_CPUS))
@@ -84,9 +84,11 @@ def start_position(plan: SourcePlan, first_block: int) -> int:
     return windows[-1].after[0] if windows else 0
 
 
-def build_stream(plans: Sequence[SourcePlan], mixture: Mixture, first_block: int) -> ray.data.Dataset:
+def build_stream(
+    plans: Sequence[SourcePlan], mixture: Mixture, first_block: int, look_ahead_blocks: int
+) -> ray.data.Dataset:
     """The mixed stream from the mixing cycle that holds global slot block `first_block`."""
-    configure_context(plans[0].config.look_ahead_chunks)
+    configure_context(plans[0].config.look_ahead_chunks, look_ahead_blocks)
     _start, by_source = mixture.restart(first_block)
     streams = [source_stream(plan, block) for plan, block in zip(plans, by_source, strict=True)]
     if len(streams) == 1:

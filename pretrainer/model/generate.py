@@ -62,6 +62,16 @@ def generate(
     return new_ids
 
 
+def release_gathered(model: nn.Module) -> None:
+    """Give a sharded model its shards back as parameters after forward passes that no backward pass followed.
+
+    What FSDP keeps gathered for the backward pass would otherwise stay so, and a checkpoint would find whole tensors.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _agree(token: int, device: torch.device | str) -> int:
     # Ranks on unlike hardware may round logits differently; one that stops earlier than the others would hang them.
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -92,7 +102,6 @@ def generate_in_lockstep(
         if token == stop_id:
             break
         ids.append(token)
-    if isinstance(model, FSDPModule):
-        model.reshard()  # without a backward pass the root would stay gathered
+    release_gathered(model)
     model.train(was_training)
     return ids[len(prompt_ids):]

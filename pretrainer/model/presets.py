@@ -11,7 +11,7 @@ from pretrainer.errors import ConfigError
 # name -> the fields of ModelConfig that differ from its defaults
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(layers=2, hidden=64, heads=4),  # for tests: trains in seconds on one core
-    "quickstart": dict(layers=4, hidden=256, heads=4),  # learns Python on two cores in minutes
+    "quickstart": dict(layers=4, hidden=128, heads=4),  # learns Python on two cores in minutes
     "125m": dict(layers=12, hidden=768, heads=12, ffn_hidden=2048),  # GPT-2 small (Radford et al. 2019) as a Llama
     "1b": dict(layers=16, hidden=2048, heads=32, kv_heads=8, ffn_hidden=8192, rope_theta=500_000.0),  # Llama 3.2 1B
     "llama2-7b": dict(layers=32, hidden=4096, heads=32, ffn_hidden=11_008, tie_embeddings=False),  # arXiv:2307.09288

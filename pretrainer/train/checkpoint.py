@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from pretrainer.errors import StorageError
+from pretrainer.model.generate import release_gathered
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -42,6 +43,7 @@ def _single_process_is_meant() -> Iterator[None]:
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    release_gathered(model)  # the optimizer knows the shards only
     # Detached views share storage with the parameters, so loading into them fills the model.
     named = dict(model.named_parameters())
     tensors = {f"model.{name}": parameter.detach() for name, parameter in named.items()}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
+from pretrainer.model.generate import release_gathered
 from pretrainer.train.step import IGNORE, MicroBatch, all_reduce_sum, nll_sum
 
 
@@ -46,8 +46,7 @@ def evaluate(
         batch, live = batches[min(mine, len(batches) - 1)], mine < len(batches)
         nats += nll_sum(model, batch, live)
         count += int((batch.targets != IGNORE).sum()) if live else 0
-    if isinstance(model, FSDPModule):
-        model.reshard()  # without a backward pass the root would stay gathered
+    release_gathered(model)
     model.train(was_training)
     total, targets = all_reduce_sum([nats.item(), count], nats.device)
     loss = total / max(1, targets)

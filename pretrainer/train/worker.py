@@ -85,8 +85,10 @@ def _train(spec: WorkerSpec) -> None:
     if state.step == 0:
         _save(spec, model, optimizer, state, audit)
         reporter.validation(state, validate(spec, model, held_out, rank, world))
-    blocks = BlockSource(spec, rank, world, state.step)
     total, every = config.total_steps, config.train
+    if state.step == total:  # the driver was lost between the last checkpoint and the summary
+        reporter.validation(state, validate(spec, model, held_out, rank, world))
+    blocks = BlockSource(spec, rank, world, state.step)
     stop = False
     while state.step < total and not stop:
         step = state.step

@@ -40,6 +40,7 @@ class Head:
             **os.environ,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_idle_worker_killing_time_threshold_ms": "60000",
             "PYTHONHASHSEED": "0",
             **env,
         }

@@ -8,7 +8,8 @@ from pretrainer import schema
 from pretrainer.config import ModelConfig
 from pretrainer.errors import StorageError
 from pretrainer.model.hf import from_hf, to_hf
-from pretrainer.model.transformer import Transformer, init_weights
+from pretrainer.model.transformer import Transformer
+from tests.model.fill import fill
 
 VOCAB = 150
 CONFIGS = {
@@ -20,14 +21,7 @@ CONFIGS = {
 
 @pytest.fixture(params=CONFIGS)
 def exported(request, tmp_path):
-    model = Transformer(CONFIGS[request.param], VOCAB).eval()
-    init_weights(model, 1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:  # ones would hide a swap of two norms
-                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
-                parameter.copy_(1 + 0.3 * noise)
-        (model.embed if model.head is None else model.head).weight.mul_(10)
+    model = fill(Transformer(CONFIGS[request.param], VOCAB).eval())
     to_hf(model.state_dict(), model.config, VOCAB, tmp_path, seq_len=256)
     return model, tmp_path
 

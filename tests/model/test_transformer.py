@@ -5,6 +5,7 @@ import torch
 
 from pretrainer.config import ModelConfig
 from pretrainer.model.transformer import KVCache, Transformer, init_weights
+from tests.model.fill import fill
 from tests.model.reference import reference_logits
 
 VOCAB = 97
@@ -15,7 +16,13 @@ POSITIONS = [0, 1, 2, 0, 1, 2, 3, 0, 1]
 DOCUMENTS = [0, 0, 0, 1, 1, 1, 1, 2, 2]
 
 
-def build(config, vocab=VOCAB, seed=3):
+def build(config, vocab=VOCAB):
+    """A model in which every part matters."""
+    return fill(Transformer(config, vocab))
+
+
+def initialised(config, vocab=VOCAB, seed=3):
+    """A model as training begins."""
     model = Transformer(config, vocab)
     init_weights(model, seed)
     return model
@@ -92,11 +99,12 @@ def test_the_cache_gives_the_logits_of_the_whole_text():
         (ModelConfig(layers=4, hidden=256, heads=4), 4096),
         (ModelConfig(layers=12, hidden=192, heads=3), 2048),
         (ModelConfig(layers=1, hidden=1024, heads=8), 8192),
+        (ModelConfig(layers=2, hidden=2048, heads=16, kv_heads=4, ffn_hidden=512), 4096),
         (ModelConfig(layers=1, hidden=1024, heads=8, tie_embeddings=False), 8192),
     ],
 )
 def test_the_first_loss_is_the_logarithm_of_the_vocabulary(config, vocab):
-    model, tokens = build(config, vocab), random_tokens(4, 33, vocab)
+    model, tokens = initialised(config, vocab), random_tokens(4, 33, vocab)
     with torch.no_grad():
         logits = model(tokens[:, :-1], arange(tokens[:, :-1]))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
@@ -105,7 +113,7 @@ def test_the_first_loss_is_the_logarithm_of_the_vocabulary(config, vocab):
 
 def test_repeating_a_token_does_not_lower_the_first_loss():
     # A tied output layer scores the input token itself; at first that must not be a guess worth anything.
-    model = build(ModelConfig(layers=4, hidden=256, heads=4), 4096)
+    model = initialised(ModelConfig(layers=4, hidden=256, heads=4), 4096)
     tokens = random_tokens(4, 32, 4096)
     loss = torch.nn.functional.cross_entropy(model(tokens, arange(tokens)).flatten(0, 1), tokens.flatten()).item()
     assert loss > 0.5 * math.log(4096)
@@ -119,29 +127,28 @@ def test_initialisation_depends_on_seed_and_name_alone():
         torch.nn.init.constant_(parameter, float("nan"))
     init_weights(emptied, 3)
     torch.manual_seed(1)
-    built, other = build(GQA), build(GQA, seed=4)
+    built, other = initialised(GQA), initialised(GQA, seed=4)
     for (name, a), (_, b), (_, c) in zip(
         emptied.named_parameters(), built.named_parameters(), other.named_parameters(), strict=True
     ):
         assert torch.equal(a, b), name
-        assert torch.equal(a, c) == ("norm" in name), name
+        assert torch.equal(a, c) == ("norm" in name or name.endswith(("attention.o.weight", "ffn.down.weight"))), name
     assert not torch.equal(built.blocks[0].attention.q.weight, built.blocks[1].attention.q.weight)
 
 
 def test_initial_spread_follows_the_table():
-    model = build(ModelConfig(layers=8, hidden=128, heads=4, ffn_hidden=512), 1024)
-    block, h, f, depth = model.blocks[5], 128, 512, 4.0
+    model = initialised(ModelConfig(layers=8, hidden=400, heads=4, ffn_hidden=512), 1024)
+    block, h = model.blocks[5], 400
     expected = {
-        model.embed.weight: 0.02,
+        model.embed.weight: 4 / h,
         block.attention.q.weight: h**-0.5,
-        block.attention.o.weight: h**-0.5 / depth,
         block.ffn.up.weight: h**-0.5,
-        block.ffn.down.weight: f**-0.5 / depth,
     }
     for parameter, std in expected.items():
         assert parameter.std().item() == pytest.approx(std, rel=0.03)
         assert abs(parameter.mean().item()) < 0.03 * std
-    assert torch.equal(block.ffn_norm.weight, torch.ones(128))
+    assert torch.equal(block.ffn_norm.weight, torch.ones(h))
+    assert not block.attention.o.weight.any() and not block.ffn.down.weight.any()
 
 
 def test_dropout_is_drawn_from_the_seed_and_off_in_evaluation():
@@ -155,3 +162,9 @@ def test_dropout_is_drawn_from_the_seed_and_off_in_evaluation():
     assert not torch.equal(run(1), run(2))
     model.eval()
     assert torch.equal(run(1), run(2))
+
+
+def test_every_block_begins_as_the_identity():
+    model, tokens = initialised(ModelConfig(layers=3, hidden=128, heads=4)), random_tokens(4, 32)
+    expected = model.norm(model.embed(tokens)) @ model.embed.weight.T
+    torch.testing.assert_close(model(tokens, arange(tokens)), expected)

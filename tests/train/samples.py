@@ -4,12 +4,12 @@ import numpy as np
 import torch
 
 from pretrainer.config import ModelConfig, TrainConfig
-from pretrainer.model.transformer import init_weights
 from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, PAD, Batch
 from pretrainer.train.batch import max_blocks, micro_batches, owned_blocks, to_tensor, valid_targets
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_sharded
 from pretrainer.train.step import all_reduce_sum, train_step
+from tests.model.fill import fill
 
 CPU = torch.device("cpu")
 VOCAB, SEQ_LEN, SEQUENCES, BLOCKS_PER_STEP = 96, 12, 2, 8
@@ -41,10 +41,9 @@ def pieces(number: int, step: int, micro: int = 1) -> list:
     )
 
 
-def build(model_config=MODEL, train=TRAIN, seed=5):
+def build(model_config=MODEL, train=TRAIN):
     """(sharded model, optimizer) of this rank."""
-    model = build_sharded(model_config, VOCAB, train, CPU)
-    init_weights(model, seed)
+    model = fill(build_sharded(model_config, VOCAB, train, CPU))
     return model, build_optimizer(model, train)
 
 

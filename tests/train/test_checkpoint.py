@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pretrainer.errors import StorageError
-from pretrainer.model.transformer import Transformer
+from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.train.checkpoint import load_full_state_dict, load_sharded, save_sharded, verify
 from pretrainer.train.evaluate import evaluate
 from pretrainer.train.optimizer import build_optimizer
@@ -36,7 +36,8 @@ def _save(rank, world, folder):
 
 
 def _resume(rank, world, folder):
-    model, optimizer = build(seed=99)
+    model, optimizer = build()
+    init_weights(model, 99)
     extra = load_sharded(model, optimizer, folder)
     counts = {int(state["step"]) for state in optimizer.state.values()}
     state = full_weights(model), _moments(model, optimizer), evaluate(model, HELD_OUT, 1, rank, world).loss
@@ -79,7 +80,8 @@ def test_a_checkpoint_continues_at_another_world_size(saved, world):
 
 
 def _from_start(rank, world, folder):
-    model, optimizer = build(seed=99)
+    model, optimizer = build()
+    init_weights(model, 99)
     extra = load_sharded(model, optimizer, folder)
     return extra, [r.loss for r in run_steps(model, optimizer, rank, world, 0, 2)]
 

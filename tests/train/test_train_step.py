@@ -14,6 +14,7 @@ from pretrainer.train.evaluate import bits_per_byte, evaluate
 from pretrainer.train.optimizer import build_optimizer, decays
 from pretrainer.train.parallel import precision_for
 from pretrainer.train.step import IGNORE, MicroBatch, dropout_seed, nll_sum, train_step
+from tests.model.fill import fill
 from tests.model.reference import reference_nll_sum
 from tests.train.ranks import run_ranks
 from tests.train.samples import (
@@ -34,8 +35,7 @@ TIED = ModelConfig(layers=2, hidden=32, heads=4, ffn_hidden=48)
 
 
 def plain(config=PLAIN, train=TRAIN):
-    model = Transformer(config, VOCAB)
-    init_weights(model, 5)
+    model = fill(Transformer(config, VOCAB))
     return model, build_optimizer(model, train)
 
 
@@ -150,7 +150,9 @@ def test_precision():
 
 def _train(rank, world, steps, precision):
     model, optimizer = build(train=replace(TRAIN, precision=precision))
+    init_weights(model, 5)
     first_weights = full_weights(model)
+    fill(model)
     results = run_steps(model, optimizer, rank, world, 0, steps)
     held_out = [piece for number in range(100, 103) for piece in pieces(number, 0, micro=2)]
     evaluation = evaluate(model, held_out, 1000, rank, world)

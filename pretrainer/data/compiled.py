@@ -1,0 +1,45 @@
+"""numba with a cache on disk that cannot be stale: a Ray worker process starts in tenths of a second, not in seconds.
+
+numba's own cache does not notice a change of a function in another module, so the folder carries the hash of every
+kernel's source file; processes may write at once (numba renames finished files into place). Where no folder can be
+written each process compiles for itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numba
+
+KERNEL_FILES = ("compiled.py", "filters_prose.py", "hashing.py", "lsh.py", "minhash.py")
+
+
+def cache_folder() -> Path | None:
+    """Folder for compiled kernels of exactly this code; None where neither home nor tmp is writable."""
+    sources = hashlib.sha256(numba.__version__.encode())
+    for name in KERNEL_FILES:
+        sources.update((Path(__file__).parent / name).read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    for base in (Path(home), Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"):
+        folder = base / "pretrainer" / f"kernels-{sources.hexdigest()[:16]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return None
+
+
+_FOLDER = cache_folder()
+if _FOLDER is not None:
+    numba.config.CACHE_DIR = str(_FOLDER)
+
+kernel: Callable[..., Any] = partial(numba.njit, nogil=True, cache=_FOLDER is not None)
+"""`numba.njit` as the kernels of this package use it: without the GIL, cached. `@kernel()` or `kernel(option=…)`."""

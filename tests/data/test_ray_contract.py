@@ -1,0 +1,158 @@
+"""What the stream needs of Ray 2.60, private settings included: each default that must be changed, seen to matter.
+
+One plain cluster in a process of its own; the scripts print what they saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.e2e.head import Head
+
+PRELUDE = """
+import json, threading, time, pyarrow as pa, ray, ray.data
+from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+ray.init(logging_level=40, log_to_driver=False)
+context = DataContext.get_current()
+context.enable_progress_bars = False
+context.execution_options = ExecutionOptions(preserve_order=True)
+
+def rows(n):
+    return ray.data.from_items([{"n": n}], override_num_blocks=1)
+
+def count_up(table):
+    for i in range(table.column("n")[0].as_py()):
+        yield pa.table({"i": [i]})
+
+def split(ds, world, equal):
+    out = [[] for _ in range(world)]
+    def read(rank, shard):
+        for table in shard.iter_batches(batch_size=None, batch_format="pyarrow"):
+            out[rank].append(table.column("i").to_pylist())
+    threads = [threading.Thread(target=read, args=(r, s)) for r, s in enumerate(ds.streaming_split(world, equal=equal))]
+    [t.start() for t in threads]; [t.join() for t in threads]
+    return out
+"""
+
+
+def saw(head: Head, script: str) -> Any:
+    done = subprocess.run([sys.executable, "-c", PRELUDE + script], env={**os.environ, **head.env}, capture_output=True,
+                          text=True, timeout=180, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_one_byte_blocks_make_every_row_a_block_and_deal_them_round_robin(head: Head) -> None:
+    blocks = saw(head, """
+context.target_max_block_size = 1
+ds = rows(20).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
+print(json.dumps(split(ds, 3, equal=False)))
+""")  # fmt: skip
+    assert blocks == [[[i] for i in range(rank, 20, 3)] for rank in range(3)]
+
+
+def test_default_block_size_would_merge_rows(head: Head) -> None:
+    blocks = saw(head, """
+ds = rows(20).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
+print(json.dumps([t.column("i").to_pylist() for t in ds.iter_batches(batch_size=None, batch_format="pyarrow")]))
+""")  # fmt: skip
+    assert blocks == [list(range(20))]
+
+
+def test_equal_split_would_drop_blocks(head: Head) -> None:
+    blocks = saw(head, """
+context.target_max_block_size = 1
+ds = rows(20).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
+print(json.dumps(split(ds, 3, equal=True)))
+""")  # fmt: skip
+    assert sorted(i for rank in blocks for block in rank for i in block) != list(range(20))
+
+
+def test_mix_deals_the_pattern(head: Head) -> None:
+    from pretrainer.data.mixture import make_mixture
+
+    mixture = make_mixture([0.7, 0.2, 0.1], 16)
+    dealt = saw(head, f"""
+context.target_max_block_size = 1
+def source(k):
+    def named(table):
+        for i in range(200):
+            yield pa.table({{"i": [k * 1000 + i]}})
+    return rows(1).map_batches(named, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
+ds = source(0).mix(source(1), source(2), weights={[float(s) for s in mixture.shares]},
+                   stopping_condition=ray.data.MixStoppingCondition.STOP_ON_SHORTEST)
+print(json.dumps([t.column("i")[0].as_py() for t in ds.iter_batches(batch_size=None, batch_format="pyarrow")][:64]))
+""")  # fmt: skip
+    assert [divmod(i, 1000) for i in dealt] == [mixture.expected(b) for b in range(64)]
+
+
+def test_in_order_stages_are_pools_of_one_and_not_fused(head: Head) -> None:
+    plan = saw(head, """
+from pretrainer.data.pipeline import in_order, ONE_CHUNK, DEDUP_CPUS, PACK_CPUS
+class Stage:
+    def __call__(self, table): return table
+ds = (rows(3).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
+      .map_batches(lambda t: t, num_cpus=0.25, **ONE_CHUNK).map_batches(Stage, **in_order(DEDUP_CPUS))
+      .map_batches(lambda t: t, num_cpus=0.25, **ONE_CHUNK).map_batches(Stage, **in_order(PACK_CPUS)))
+from ray.data._internal.logical.optimizers import get_execution_plan
+dag, ops = get_execution_plan(ds._logical_plan).dag, []
+while dag.input_dependencies:
+    ops.append([type(dag).__name__, dag.name, str(getattr(dag, "_ray_remote_args", {}).get("allow_out_of_order_execution"))])
+    dag = dag.input_dependencies[0]
+print(json.dumps(ops))
+""")  # fmt: skip
+    kinds = [kind for kind, _name, _order in plan]
+    assert kinds == ["ActorPoolMapOperator", "TaskPoolMapOperator"] * 2 + ["TaskPoolMapOperator"]
+    assert all("->" not in name for _kind, name, _order in plan)
+    assert [order for kind, _name, order in plan if kind == "ActorPoolMapOperator"] == ["False", "False"]
+
+
+@pytest.mark.parametrize("descriptors", [1_000, 100_000])
+def test_look_ahead_bounds_descriptors(head: Head, descriptors: int) -> None:
+    """However many chunks there are, only a few descriptors exist before the first chunk is read."""
+    made = saw(head, f"""
+from pretrainer.data import lookahead
+from pretrainer.data.pipeline import ONE_CHUNK
+context.target_max_block_size = 1
+lookahead.install(context, 8, 64)
+counter = ray.remote(num_cpus=0)(type("Counter", (), {{"__init__": lambda s: setattr(s, "n", 0),
+                                                       "add": lambda s: setattr(s, "n", s.n + 1), "get": lambda s: s.n}})).remote()
+def expand_positions(table):
+    for i in range(table.column("n")[0].as_py()):
+        counter.add.remote()
+        yield pa.table({{"i": [i]}})
+def read_chunks(table):
+    time.sleep(0.05)
+    return table
+class PackWindows:
+    def __call__(self, table): return table
+ds = (rows({descriptors}).map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
+      .map_batches(read_chunks, num_cpus=0.25, **ONE_CHUNK)
+      .map_batches(PackWindows, compute=ActorPoolStrategy(size=1), num_cpus=0.06, **ONE_CHUNK))
+for n, _table in enumerate(ds.iter_batches(batch_size=None, batch_format="pyarrow")):
+    if n == 20:
+        break
+print(json.dumps(ray.get(counter.get.remote())))
+""")  # fmt: skip
+    assert 20 <= made < 150
+
+
+def test_a_paused_consumer_would_kill_its_data_without_our_setting() -> None:
+    from ray.data import DataContext
+
+    from pretrainer.data.pipeline import configure_context
+
+    before = DataContext.get_current().copy()
+    try:
+        assert before.execution_no_progress_timeout_s > 0
+        configure_context(4, 64)
+        assert DataContext.get_current().execution_no_progress_timeout_s == -1
+        assert DataContext.get_current().execution_options.preserve_order
+    finally:
+        DataContext._set_current(before)
