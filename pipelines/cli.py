@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray._common.utils import get_ray_address_file
-from ray._private.ray_logging import global_worker_stdstream_dispatcher
+from ray._private import worker as ray_worker
 
 from pretrainer.config import Config
 from pretrainer.config_load import format_help, load_config
@@ -76,15 +76,17 @@ NOISE = (
 
 def quiet_noise() -> None:
     """Keep messages of Ray that frighten and mean nothing off the terminal; all others still come through."""
-    dispatcher = global_worker_stdstream_dispatcher
-    for name, handler in list(dispatcher.handlers):
-        def without_noise(data: Any, handler: Callable[[Any], None] = handler) -> None:
-            lines = [line for line in data["lines"] if not any(noise in line for noise in NOISE)]
-            if lines:
-                handler({**data, "lines": lines})
+    show = ray_worker.print_to_stdstream
+    if getattr(show, "is_quiet", False):
+        return
 
-        dispatcher.remove_handler(name)
-        dispatcher.add_handler(name, without_noise)
+    def without_noise(data: Any, ignore_prefix: bool) -> None:
+        lines = [line for line in data["lines"] if not any(noise in line for noise in NOISE)]
+        if lines:
+            show({**data, "lines": lines}, ignore_prefix)
+
+    without_noise.is_quiet = True  # type: ignore[attr-defined]
+    ray_worker.print_to_stdstream = without_noise
 
 
 @contextmanager
@@ -93,8 +95,8 @@ def cluster(config: Config) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = running_cluster(config)
-    joined = _start(config) if address is None else _join(config, address)
     quiet_noise()
+    joined = _start(config) if address is None else _join(config, address)
     try:
         yield joined
     finally:

@@ -31,6 +31,7 @@ from pretrainer.data.plan import SourcePlan
 from pretrainer.data.stages import expand_positions, read_chunks, tokenize_chunk
 from pretrainer.storage import Store
 
+STRETCHES = 256
 EXPAND_CPUS, DEDUP_CPUS, PACK_CPUS = 0.01, 0.05, 0.06
 ONE_CHUNK: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 
@@ -58,20 +59,31 @@ def configure_context(look_ahead_chunks: int, look_ahead_blocks: int) -> None:
 
 def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
     """Slot blocks of one source from block `first_block` on, each a row and a Ray block of its own."""
-    first = start_position(plan, first_block)
+    stretches = cut_into_stretches(start_position(plan, first_block), plan.positions)
     committed = plan.ledger.committed_units()
     held_out = Store(plan.data_uri).read(f"held_out/{plan.source.name}.sketches.arrow")
     parallel = {**ONE_CHUNK, "num_cpus": plan.config.read_cpus}
     read: Any = read_chunks  # Ray's annotation of map_batches knows no function that takes fn_kwargs
     tokenize: Any = tokenize_chunk
     return (
-        ray.data.from_items([{"first": first, "end": plan.positions}], override_num_blocks=1)
+        ray.data.from_items(stretches, override_num_blocks=len(stretches))
         .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=EXPAND_CPUS)
         .map_batches(read, fn_kwargs={"plan": plan, "committed_units": committed}, **parallel)
         .map_batches(InOrderDedup, fn_constructor_args=(plan, held_out), **in_order(DEDUP_CPUS))
         .map_batches(tokenize, fn_kwargs={"plan": plan}, **parallel)
         .map_batches(PackWindows, fn_constructor_args=(plan, first_block), **in_order(PACK_CPUS))
     )
+
+
+def cut_into_stretches(first: int, end: int) -> list[dict[str, int]]:
+    """[first, end) in at most STRETCHES equal parts: one descriptor block each, expanded when its turn comes.
+
+    One long task that deals all descriptors would do, but a task whose output waits to be read keeps Ray's executor
+    spinning (seen: 60 % of a core).
+    """
+    length = max(1, -(-(end - first) // STRETCHES))
+    starts = range(first, end, length) if first < end else [end]
+    return [{"first": start, "end": min(start + length, end)} for start in starts]
 
 
 def start_position(plan: SourcePlan, first_block: int) -> int:
@@ -101,6 +113,10 @@ def build_stream(
 
 
 def data_cpus(config: DataConfig) -> float:
-    """CPUs that the stream needs beside the trainers, or it starves: in-order actors, one reader and tokenizer."""
-    per_source = EXPAND_CPUS + DEDUP_CPUS + PACK_CPUS
-    return len(config.sources) * per_source + 2 * config.read_cpus
+    """CPUs that the stream must find beside the trainers, or it starves.
+
+    Ray Data reserves CPUs by operator, and an operator whose task does not fit into what is left gets none for ever
+    (seen: the second of two sources waited without an error), so every source counts in full.
+    """
+    per_source = EXPAND_CPUS + DEDUP_CPUS + PACK_CPUS + 2 * config.read_cpus
+    return len(config.sources) * per_source

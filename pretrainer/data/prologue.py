@@ -144,7 +144,7 @@ def hold_out(plan: SourcePlan) -> pa.Table:
     return docs.take(chosen[kept])
 
 
-@ray.remote(num_cpus=0.25)
+@ray.remote(num_cpus=1)
 def _first_chunk(plan: SourcePlan, unit: int) -> tuple[pa.Table, bytes, ChunkReport]:
     docs, report, _last = next(iter(raw_chunks(plan, unit)))
     kept, sketches = curate_chunk(plan, docs, report)
@@ -202,7 +202,7 @@ def _read_tokenizer(uri: str) -> bytes:
         ) from None
 
 
-@ray.remote(num_cpus=0.5)
+@ray.remote(num_cpus=1)
 def _train_tokenizer(texts: list[str], kind: Literal["bpe", "unigram"], vocab_size: int) -> bytes:
     return train_tokenizer(texts, kind, vocab_size)
 

@@ -103,7 +103,8 @@ ds = (rows(3).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cp
 from ray.data._internal.logical.optimizers import get_execution_plan
 dag, ops = get_execution_plan(ds._logical_plan).dag, []
 while dag.input_dependencies:
-    ops.append([type(dag).__name__, dag.name, str(getattr(dag, "_ray_remote_args", {}).get("allow_out_of_order_execution"))])
+    remote_args = getattr(dag, "_ray_remote_args", {})
+    ops.append([type(dag).__name__, dag.name, str(remote_args.get("allow_out_of_order_execution"))])
     dag = dag.input_dependencies[0]
 print(json.dumps(ops))
 """)  # fmt: skip
@@ -121,8 +122,12 @@ from pretrainer.data import lookahead
 from pretrainer.data.pipeline import ONE_CHUNK
 context.target_max_block_size = 1
 lookahead.install(context, 8, 64)
-counter = ray.remote(num_cpus=0)(type("Counter", (), {{"__init__": lambda s: setattr(s, "n", 0),
-                                                       "add": lambda s: setattr(s, "n", s.n + 1), "get": lambda s: s.n}})).remote()
+@ray.remote(num_cpus=0)
+class Counter:
+    def __init__(self): self.n = 0
+    def add(self): self.n += 1
+    def get(self): return self.n
+counter = Counter.remote()
 def expand_positions(table):
     for i in range(table.column("n")[0].as_py()):
         counter.add.remote()
@@ -132,7 +137,9 @@ def read_chunks(table):
     return table
 class PackWindows:
     def __call__(self, table): return table
-ds = (rows({descriptors}).map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
+parts = [{{"n": max(1, {descriptors} // 256)}} for _ in range(256)]
+ds = (ray.data.from_items(parts, override_num_blocks=256)
+      .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
       .map_batches(read_chunks, num_cpus=0.25, **ONE_CHUNK)
       .map_batches(PackWindows, compute=ActorPoolStrategy(size=1), num_cpus=0.06, **ONE_CHUNK))
 for n, _table in enumerate(ds.iter_batches(batch_size=None, batch_format="pyarrow")):
@@ -140,7 +147,7 @@ for n, _table in enumerate(ds.iter_batches(batch_size=None, batch_format="pyarro
         break
 print(json.dumps(ray.get(counter.get.remote())))
 """)  # fmt: skip
-    assert 20 <= made < 150
+    assert 20 <= made < 60 + 2 * max(1, descriptors // 256)
 
 
 def test_a_paused_consumer_would_kill_its_data_without_our_setting() -> None:

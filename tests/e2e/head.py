@@ -156,6 +156,8 @@ def tiny_config(folder: Path, sources: list[dict[str, Any]], **sections: dict[st
             "held_out_chunks": 2,
             "held_out_max_tokens": 1024,
             "mix_cycle": 8,
+            "read_cpus": 0.15,
+            "look_ahead_chunks": 4,
         },
         "tokenizer": {"vocab_size": 600, "train_bytes": 100_000},
         "model": {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1},

@@ -1,0 +1,114 @@
+"""Kills from outside while a run trains: the same batches in the same order, each once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.head import REPOSITORY, Head, Result, pipeline, tiny_config, two_sources
+
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kill")
+    train = {"steps": STEPS, "checkpoint_every_steps": 20, "validate_every_steps": 60, "sample_every_steps": STEPS}
+    data = {"sources": two_sources(folder / "corpus")}
+    return tiny_config(folder, data["sources"], train={**train, "log_every_steps": 5})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(head: Head, config: Path) -> Result:
+    result = pipeline("pretrain", "--config", str(config), "run.name=undisturbed", env=head.env)
+    assert result.code == 0, result.out + result.err
+    return result
+
+
+def begin(head: Head, config: Path, name: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.pretrain", "--config", str(config), f"run.name={name}"],
+        env={**os.environ, **head.env}, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int, seen: list[str]) -> None:
+    """Read the terminal until training is past a step, so that a kill hits it in mid-work."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen.append(line)
+        words = line.split()
+        if len(words) > 2 and words[1] == "step" and int(words[2].split("/")[0].replace(",", "")) >= step:
+            return
+    raise AssertionError("the run ended before the kill:\n" + "".join(seen))
+
+
+def train_workers(head: Head) -> list[psutil.Process]:
+    """Trainer processes of this head."""
+    mine = psutil.Process(head.process.pid).children(recursive=True)
+    return [p for p in mine if p.is_running() and "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+def audit(config: Path, name: str) -> dict[int, str]:
+    paths = sorted((config.parent / "runs" / name / "audit").glob("*.jsonl"), key=lambda p: p.stat().st_mtime)
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return {line["step"]: line["digest"] for line in lines}
+
+
+def test_killed_trainer_resumes_with_the_same_batches(head: Head, config: Path, undisturbed: Result) -> None:
+    process, seen = begin(head, config, "worker-killed"), []
+    wait_for_step(process, 30, seen)
+    victims = train_workers(head)
+    assert len(victims) == 2
+    victims[1].kill()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, "".join(seen) + out + err
+    summary = json.loads(Path(out.strip().splitlines()[-1]).read_text())
+    assert summary["restarts"] >= 1 and summary["status"] == "completed"
+    assert summary["order_digest"] == undisturbed.summary["order_digest"]
+    assert audit(config, "worker-killed") == audit(config, "undisturbed")
+
+
+def test_mlflow_has_every_step_once_after_a_kill(head: Head, config: Path, undisturbed: Result) -> None:
+    from mlflow import MlflowClient
+
+    folder = config.parent / "runs" / "worker-killed"
+    if not (folder / "summary.json").exists():
+        test_killed_trainer_resumes_with_the_same_batches(head, config, undisturbed)
+    where = json.loads((folder / "summary.json").read_text())["mlflow"]
+    history = MlflowClient(where["uri"]).get_metric_history(where["run_id"], "train/loss")
+    assert [m.step for m in history] == list(range(1, STEPS + 1))
+
+
+def test_killed_driver_and_the_same_command_again(head: Head, config: Path, undisturbed: Result) -> None:
+    process, seen = begin(head, config, "driver-killed"), []
+    wait_for_step(process, 30, seen)
+    process.kill()
+    process.wait(60)
+    deadline = time.time() + 60
+    while train_workers(head) and time.time() < deadline:
+        time.sleep(0.5)
+    again = pipeline("pretrain", "--config", str(config), "run.name=driver-killed", env=head.env)
+    assert again.code == 0, again.out + again.err
+    assert again.summary["order_digest"] == undisturbed.summary["order_digest"]
+    assert audit(config, "driver-killed") == audit(config, "undisturbed")
+
+
+def test_stop_signal_saves_and_the_same_command_continues(head: Head, config: Path, undisturbed: Result) -> None:
+    process, seen = begin(head, config, "stopped"), []
+    wait_for_step(process, 30, seen)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, "".join(seen) + out + err
+    stopped = json.loads(Path(out.strip().splitlines()[-1]).read_text())
+    assert stopped["status"] == "stopped" and 30 <= stopped["steps"] < STEPS
+    again = pipeline("pretrain", "--config", str(config), "run.name=stopped", env=head.env)
+    assert again.code == 0 and again.summary["order_digest"] == undisturbed.summary["order_digest"]
