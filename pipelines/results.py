@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -55,7 +56,7 @@ def finish(session: Session, outcome: Outcome, console: Console) -> int:
     ray.get(session.recorder.finish.remote(outcome.status, artifacts(session, outcome, summary)))
     console.say(table(session, summary, outcome))
     if outcome.message:
-        console.say(f"\nerror: {outcome.message}" if outcome.exit_code else outcome.message)
+        print(f"\nerror: {outcome.message}", file=sys.stderr if outcome.exit_code else sys.stdout, flush=True)
     return outcome.exit_code
 
 

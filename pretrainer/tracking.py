@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
+# Without it the MLflow UI shows the run among evaluations of language-model applications.
+TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 STATUS = {"completed": "FINISHED", "stopped": "KILLED", "preempted": "KILLED", "failed": "FAILED"}
 
 
@@ -91,7 +93,9 @@ class Tracker:
         return (
             found.experiment_id
             if found
-            else self._client.create_experiment(self.experiment, artifact_location=self.artifact_root)
+            else self._client.create_experiment(
+                self.experiment, artifact_location=self.artifact_root, tags=TRAINING_EXPERIMENT
+            )
         )
 
     def _log_params(self) -> None:

@@ -39,7 +39,7 @@ def cache_folder() -> Path | None:
 
 _FOLDER = cache_folder()
 if _FOLDER is not None:
-    numba.config.CACHE_DIR = str(_FOLDER)
+    setattr(numba.config, "CACHE_DIR", str(_FOLDER))  # noqa: B010  (set by name at run time, unknown to type checkers)
 
 kernel: Callable[..., Any] = partial(numba.njit, nogil=True, cache=_FOLDER is not None)
 """`numba.njit` as the kernels of this package use it: without the GIL, cached. `@kernel()` or `kernel(option=…)`."""

@@ -26,6 +26,7 @@ def last_path(output: str) -> Path:
     return Path([line for line in output.splitlines() if line.endswith("summary.json")][-1])
 
 
+@pytest.mark.slow
 def test_job_with_working_dir_and_fields(head: Head, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, two_sources(tmp_path / "corpus"))
     done = submit(head, "--working-dir", ".", "--", "python", "-m", "pipelines.pretrain", "--config", str(config),

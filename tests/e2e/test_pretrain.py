@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.e2e.head import Head, Result, pipeline, tiny_config, two_sources
+from tests.e2e.head import Head, Result, corpus, pipeline, tiny_config, two_sources
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,7 @@ def test_summary_has_what_scripts_rely_on(reference: Result) -> None:
     assert summary["val_loss"] < 6.4 and summary["perplexity"] > 1  # ln 600 = 6.397
     assert summary["world_sizes"] == [2] and summary["restarts"] == 0
     assert len(summary["order_digest"]) == 64 and summary["time_to_first_step_s"] > 0
-    assert summary["documents"]["read"] == 161 and summary["documents"]["dead_letters"] == 1
-    assert summary["dedup"] == {"exact": 1, "near": 1}
-    dropped = sum(summary["documents"]["dropped"].values())
-    assert summary["documents"]["kept"] + dropped + 1 == summary["documents"]["read"]
+    assert summary["documents"]["kept"] > 0 and set(summary["dedup"]) == {"exact", "near"}
     for name in ("tokens_per_s", "data_wait_fraction", "wall_s", "train_loss", "val_bits_per_byte", "parameters"):
         assert summary[name] is not None
     assert Path(summary["checkpoint"]).is_dir() and (Path(summary["export"]) / "model.safetensors").exists()
@@ -69,10 +66,24 @@ def test_audit_names_every_step_once(reference: Result, config: Path) -> None:
     assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
 
 
-def test_dead_letter_names_reason_and_place(reference: Result, config: Path) -> None:
-    letters = list(run_folder(config, "reference").glob("data/ledger/early-*/dead_letters/*.jsonl"))
+def test_source_at_its_end_stops_clearly_and_every_document_is_accounted_for(head: Head, tmp_path: Path) -> None:
+    """One epoch of one small source, to its end: exact counts of everything read, kept, dropped and unreadable."""
+    folder = corpus(tmp_path / "corpus", documents=80)
+    source = {"name": "all", "uris": [str(folder)], "preset": "code", "id_column": "id"}
+    config = tiny_config(tmp_path, [source], train={"steps": 150, "global_batch_tokens": 1024, "log_every_steps": 50})
+    result = pipeline("pretrain", "--config", str(config), env=head.env)
+    assert result.code == 2 and "exhausted" in result.err + result.out and "max_epochs" in result.err + result.out
+    summary = result.summary
+    documents, dropped = summary["documents"], summary["documents"]["dropped"]
+    assert summary["status"] == "stopped" and 0 < summary["steps"] < 150
+    assert documents["read"] == 81 and documents["dead_letters"] == 1
+    assert summary["dedup"] == {"exact": 1, "near": 1}
+    assert documents["kept"] + sum(dropped.values()) + 1 == 81
+    letters = list((tmp_path / "runs/tiny").glob("data/ledger/all-*/dead_letters/*.jsonl"))
     letter = json.loads(letters[0].read_text())
-    assert len(letters) == 1 and letter["reason"] == "bad_json" and letter["shard"].endswith("part-040.jsonl")
+    assert len(letters) == 1 and letter["reason"] == "bad_json" and letter["shard"] == "part-040.jsonl"
+    trained = sum(line["targets"] for line in audit(config, "tiny"))
+    assert trained <= summary["sources"]["all"]["tokens"] + documents["kept"]
 
 
 def test_mlflow_has_one_finished_run_with_metrics(reference: Result) -> None:
@@ -96,7 +107,7 @@ def test_export_loads_in_transformers_and_continues_a_text(reference: Result, co
     assert out.code == 0 and out.out.startswith("def main")
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_other_world_size_trains_the_same_batches(
     head: Head, config: Path, reference: Result, workers: int
 ) -> None:
@@ -114,6 +125,7 @@ def test_a_complete_run_says_so(head: Head, config: Path, reference: Result) -> 
     assert again.code == 0 and "is complete" in again.out and again.summary == reference.summary
 
 
+@pytest.mark.slow
 def test_longer_run_continues_at_another_world_size(head: Head, config: Path, reference: Result) -> None:
     """Six steps, then on to nine with one worker, equals nine steps at once: nothing lost, nothing repeated."""
     straight = pipeline("pretrain", "--config", str(config), "run.name=straight", "train.steps=9", env=head.env)
@@ -133,7 +145,8 @@ def test_changed_tokens_are_refused_on_a_trained_run(head: Head, config: Path, r
         "pretrain", "--config", str(config), "run.name=reference", "train.steps=9", "data.seq_len=16",
         "data.slot_sequences=4", env=head.env,
     )
-    assert changed.code == 2 and "data.seq_len" in changed.err or "seq_len" in changed.err
+    assert changed.code == 2
+    assert "seq_len" in changed.err
     assert "Traceback" not in changed.err
 
 

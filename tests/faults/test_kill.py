@@ -88,6 +88,7 @@ def test_mlflow_has_every_step_once_after_a_kill(head: Head, config: Path, undis
     assert [m.step for m in history] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_killed_driver_and_the_same_command_again(head: Head, config: Path, undisturbed: Result) -> None:
     process, seen = begin(head, config, "driver-killed"), []
     wait_for_step(process, 30, seen)
@@ -102,6 +103,7 @@ def test_killed_driver_and_the_same_command_again(head: Head, config: Path, undi
     assert audit(config, "driver-killed") == audit(config, "undisturbed")
 
 
+@pytest.mark.slow
 def test_stop_signal_saves_and_the_same_command_continues(head: Head, config: Path, undisturbed: Result) -> None:
     process, seen = begin(head, config, "stopped"), []
     wait_for_step(process, 30, seen)
