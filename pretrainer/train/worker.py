@@ -75,6 +75,7 @@ def _train(spec: WorkerSpec) -> None:
     model = build_sharded(config.model, spec.vocab_size, config.train, device)
     optimizer = build_optimizer(model, config.train)
     state = _restore(spec, model, optimizer)
+    is_new = state is None
     if state is None:
         init_weights(model, config.run.seed)
         state = TrainState(fingerprint=spec.fingerprint)
@@ -82,7 +83,7 @@ def _train(spec: WorkerSpec) -> None:
     reporter.start(state)
     held_out = load_held_out(spec, device)
     audit = Audit(spec, rank, world)
-    if state.step == 0:
+    if is_new:  # never a committed step again: Ray would keep it twice and fail when it deletes it the second time
         _save(spec, model, optimizer, state, audit)
         reporter.validation(state, validate(spec, model, held_out, rank, world))
     total, every = config.total_steps, config.train

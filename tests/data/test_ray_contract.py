@@ -101,7 +101,7 @@ ds = (rows(3).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cp
       .map_batches(lambda t: t, num_cpus=0.25, **ONE_CHUNK).map_batches(Stage, **in_order(DEDUP_CPUS))
       .map_batches(lambda t: t, num_cpus=0.25, **ONE_CHUNK).map_batches(Stage, **in_order(PACK_CPUS)))
 from ray.data._internal.logical.optimizers import get_execution_plan
-dag, ops = get_execution_plan(ds._logical_plan).dag, []
+dag, ops = get_execution_plan(ds._logical_plan)[0].dag, []
 while dag.input_dependencies:
     remote_args = getattr(dag, "_ray_remote_args", {})
     ops.append([type(dag).__name__, dag.name, str(remote_args.get("allow_out_of_order_execution"))])

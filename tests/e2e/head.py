@@ -41,6 +41,7 @@ class Head:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_idle_worker_killing_time_threshold_ms": "60000",
+            "PATH": f"{BIN}:{os.environ['PATH']}",  # jobs find `python` as on a node with the environment activated
             "PYTHONHASHSEED": "0",
             **env,
         }
@@ -52,6 +53,7 @@ class Head:
                 "--block",
                 f"--port={port}",
                 f"--dashboard-port={dashboard}",
+                f"--dashboard-agent-listen-port={free_port()}",  # the default collides with another head's
                 f"--num-cpus={cpus}",
                 "--object-store-memory=500000000",
                 "--disable-usage-stats",

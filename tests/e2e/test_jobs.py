@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,13 @@ def submit(head: Head, *words: str, cwd: Path, timeout_s: float = 300, **env: st
     """`ray job submit` with PATH set as in an activated virtual environment; waits for the job and its logs."""
     merged = {k: v for k, v in {**os.environ, **head.env, **env}.items() if k != "RAY_ADDRESS"}
     merged |= {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_API_SERVER_ADDRESS": head.dashboard}
-    return subprocess.run(["ray", "job", "submit", *words], env=merged, cwd=cwd, capture_output=True, text=True,
-                          timeout=timeout_s, check=False)  # fmt: skip
+    for _attempt in range(20):
+        done = subprocess.run(["ray", "job", "submit", *words], env=merged, cwd=cwd, capture_output=True, text=True,
+                              timeout=timeout_s, check=False)  # fmt: skip
+        if "No available agent" not in done.stdout + done.stderr:  # the node's agent comes up after the dashboard
+            break
+        time.sleep(2)
+    return done
 
 
 def last_path(output: str) -> Path:

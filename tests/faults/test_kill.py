@@ -53,8 +53,14 @@ def wait_for_step(process: subprocess.Popen[str], step: int, seen: list[str]) ->
 
 def train_workers(head: Head) -> list[psutil.Process]:
     """Trainer processes of this head."""
-    mine = psutil.Process(head.process.pid).children(recursive=True)
-    return [p for p in mine if p.is_running() and "RayTrainWorker" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process(head.process.pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
 
 
 def audit(config: Path, name: str) -> dict[int, str]:
