@@ -45,8 +45,9 @@ class LookAhead(BackpressurePolicy):
     def can_add_input(self, op: PhysicalOperator) -> bool:
         if EXPAND in op.name:
             self._rest()
-            waiting = _made(op) + op.num_active_tasks() - _used(op.output_dependencies[0])
-            return waiting < self._limit(CHUNKS_KEY)
+            # One stretch at a time: how many units it holds is not known before they are made.
+            waiting = _made(op) - _used(op.output_dependencies[0])
+            return op.num_active_tasks() == 0 and waiting < self._limit(CHUNKS_KEY)
         if READ in op.name:
             pack = _downstream(op, PACK)
             in_flight = _made(op) + op.num_active_tasks() - _used(pack)
