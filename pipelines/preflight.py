@@ -66,11 +66,12 @@ def _check_cpus(config: Config, cluster: Cluster) -> None:
     workers, each = config.train.worker_range[0], config.train.cpus_per_worker
     needs = data_cpus(config.data)
     if workers * each + needs > cluster.cpus + 1e-6:
-        fit = max(0, int((cluster.cpus - needs) / each))
+        fit = int((cluster.cpus - needs) / each + 1e-9)
+        remedy = f"use at most {fit} workers" if fit > 0 else "use a smaller data.read_cpus or fewer sources"
         raise ConfigError(
             f"train.num_workers={config.train.num_workers} x train.cpus_per_worker={each:g} and the data stages "
             f"({needs:g} CPUs for {len(config.data.sources)} sources) do not fit into the cluster's {cluster.cpus:g} "
-            f"CPUs, so the run would wait for ever: use at most {fit} workers, lower train.cpus_per_worker, or set "
+            f"CPUs, so the run would wait for ever: {remedy}, lower train.cpus_per_worker, or set "
             "cluster.autoscaling=true if the cluster can grow"
         )
 

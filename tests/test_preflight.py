@@ -86,7 +86,7 @@ def test_message_has_both_demands_the_cluster_and_the_remedy() -> None:
 
 @pytest.mark.parametrize("sources", [1, 3])
 @pytest.mark.parametrize("each", [0.1, 0.25, 0.3, 1.0])
-@pytest.mark.parametrize("cpus", [2, 2.62, 3.12])
+@pytest.mark.parametrize("cpus", [3, 3.62, 5.12])
 def test_number_in_the_message_is_the_largest_that_fits(cpus: float, each: float, sources: int) -> None:
     def sized(workers: int) -> Config:
         uris = [Path(f"/nowhere/{i}") for i in range(sources)]
@@ -96,6 +96,12 @@ def test_number_in_the_message_is_the_largest_that_fits(cpus: float, each: float
     assert found is not None and (most := int(found[1])) > 0
     _check_cpus(sized(most), there(cpus))
     assert f"at most {most} workers" in refusal(sized(most + 1), there(cpus))
+
+
+def test_cluster_too_small_for_the_data_stages_names_another_remedy() -> None:
+    uris = [Path(f"/nowhere/{i}") for i in range(3)]
+    text = refusal(config(*uris, num_workers=1, cpus_per_worker=0.5), there(cpus=1.5))
+    assert "data.read_cpus" in text and "at most" not in text
 
 
 def test_elastic_run_needs_room_for_its_smallest_size() -> None:
@@ -203,4 +209,4 @@ def test_plan_has_one_line_per_number_and_source(corpus: Path) -> None:
     assert plan["length"].startswith("5 steps x 128 tokens = 640 tokens")
     assert plan["batch"] == "8 slot blocks of 2 x 8 tokens"
     assert plan["source s0"].startswith("3,200 bytes in 1 shards") and "2 of 4 slot blocks" in plan["source s1"]
-    assert plan["cluster"] == "1 nodes, 4 CPUs, 0 GPUs; data needs 0.74 CPUs"
+    assert plan["cluster"] == "1 nodes, 4 CPUs, 0 GPUs; data needs 1.24 CPUs"

@@ -155,6 +155,7 @@ def test_run_ends_with_its_true_status(
     place: tuple[str, str], client: MlflowClient, experiment: str, status: str, shown: str
 ) -> None:
     one = tracker(place, experiment)
+    one.start()
     one.finish(status, {})
     [run] = runs(client, experiment)
     assert run.info.status == shown and run.info.end_time >= run.info.start_time

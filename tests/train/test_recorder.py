@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pretrainer.errors import TrackingError
 from pretrainer.tracking import Tracker
 from pretrainer.train.recorder import Recorder
 
@@ -19,13 +20,20 @@ class Notes(Tracker):
 
     def __init__(self) -> None:
         super().__init__("sqlite://", "experiment", None, "run", None, {}, {})
+        self.last = (0, -1)
+        self.is_away = False
         self.logged: list[Mapping[str, Any]] = []
         self.closed: list[tuple[str, Mapping[str, str]]] = []
 
     def start(self) -> str:
         return "run-1"
 
+    def last_steps(self) -> tuple[int, int]:
+        return self.last
+
     def log_event(self, event: Mapping[str, Any]) -> None:
+        if self.is_away:
+            raise TrackingError("MLflow is away")
         self.logged.append(event)
 
     def finish(self, status: str, artifacts: Mapping[str, str]) -> None:
@@ -92,9 +100,31 @@ def test_events_come_in_order_and_from_where_one_stopped(notes: Notes) -> None:
     recorder = Recorder(notes)
     kinds = ["start", "checkpoint", "validation", "finish"]
     for kind in kinds:
-        recorder.record({"kind": kind})
+        recorder.record({"kind": kind, "step": 3})
     assert [event["kind"] for event in recorder.events_from(0)] == kinds
     assert [event["kind"] for event in recorder.events_from(3)] == ["finish"] and recorder.events_from(4) == []
+
+
+def test_new_driver_does_not_track_what_the_last_one_did(notes: Notes) -> None:
+    notes.last = (3, 2)
+    recorder = Recorder(notes)
+    recorder.start()
+    recorder.record(steps(2, 3, 4))
+    recorder.record({"kind": "validation", "step": 2, "sources": {}})
+    recorder.record({"kind": "validation", "step": 4, "sources": {}})
+    assert numbers([e for e in notes.logged if e["kind"] == "steps"]) == [[4]]
+    assert [e["step"] for e in notes.logged if e["kind"] == "validation"] == [4]
+
+
+def test_server_that_is_away_costs_nothing_but_delay(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    notes.is_away = True
+    recorder.record(steps(1))
+    recorder.record(steps(2))
+    assert notes.logged == []
+    notes.is_away = False
+    recorder.record(steps(3))
+    assert numbers(notes.logged) == [[1], [2], [3]]
 
 
 def test_start_and_finish_reach_the_tracker(notes: Notes) -> None:
