@@ -3,11 +3,13 @@
     PretrainerError
     ├── UserError          the person can mend it: one message with the remedy, exit code 2
     │   ├── ConfigError    a field of the config
-    │   └── SourceError    an input that is missing, empty or unreadable
+    │   ├── SourceError    an input that is missing, empty or unreadable
+    │   └── LeaseError     another driver holds the run, or has taken it over
     ├── StorageError       object storage failed after its retries, exit code 3
     ├── BadDataError       more dead letters than the config allows, exit code 4
     ├── TrackingError      MLflow cannot be reached for now; training goes on without it
-    └── StreamError        the stream broke a promise (gap, repeat, changed bytes), exit code 5
+    ├── StreamError        the stream broke a promise (gap, repeat, changed bytes), exit code 5
+    └── ReplicaError       workers of exact mode hold different weights, exit code 6
 
 All of them survive pickling (Ray carries them between processes) because the message is their only argument.
 """
@@ -33,6 +35,10 @@ class SourceError(UserError):
     """A source is missing, empty, unreadable or has not the columns that the config names."""
 
 
+class LeaseError(UserError):
+    """Another driver holds the run; the message names it."""
+
+
 class StorageError(PretrainerError):
     """Storage failed for good (after retries), or a record exists with other bytes."""
 
@@ -53,3 +59,9 @@ class StreamError(PretrainerError):
     """The token stream is not the one that the run is defined by; nothing of it is trained on."""
 
     exit_code = 5
+
+
+class ReplicaError(PretrainerError):
+    """Workers that must hold the same weights do not; what they computed since the last checkpoint is not kept."""
+
+    exit_code = 6

@@ -65,13 +65,23 @@ SLOT_BLOCK = pa.schema(
 
 
 class SlotOrder(Protocol):
-    """Which source fills which slot block; `pretrainer.data.mixture.Mixture` is the one there is."""
+    """Which source fills which slot block; `pretrainer.data.curriculum.SegmentOrder` is the one there is."""
 
     def expected(self, block: int) -> tuple[int, int]:
         """(source, n): global slot block `block` must be the n-th block of that source."""
 
     def restart(self, block: int) -> tuple[int, list[int]]:
         """(first global block that the restarted stream deals, first block of each source)."""
+
+
+class RunOrder(SlotOrder, Protocol):
+    """The same over all segments of a run; `pretrainer.data.curriculum.Curriculum` is the one there is."""
+
+    def line_of(self, block: int) -> int:
+        """Which packing of the sources a global slot block is of: their sequences count from 0 in each."""
+
+    def slot_sequences_of(self, block: int) -> int:
+        """Sequences in a global slot block."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,7 @@ class ChunkReport:
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    next: dict[str, int] | None = None  # where reading goes on behind the chunk; None behind the last one of its unit
 
     def drop(self, reason: str, count: int = 1) -> None:
         if count:

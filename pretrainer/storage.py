@@ -106,11 +106,11 @@ class Store:
             return False
         return True
 
-    def list(self, prefix: str = "", recursive: bool = True) -> Entries:
-        """Objects under the folder `prefix`, sorted by path, which is relative to the store; [] if it is missing."""
-        found = self._call("list", prefix, lambda backend, full: list(backend.entries(full, recursive)))
+    def list(self, prefix: str = "", recursive: bool = True, after: str = "") -> Entries:
+        """Objects under folder `prefix` whose path in it sorts after `after`, sorted; paths relative to the store."""
+        found = self._call("list", prefix, lambda backend, full: list(backend.entries(full, recursive, after)))
         lead = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        return sorted(entry._replace(path=lead + entry.path) for entry in found)
+        return sorted(entry._replace(path=lead + entry.path) for entry in found if entry.path > after)
 
     def file(self, path: str = "") -> RetryingFile:
         """A seekable binary file whose reads are retried; once it is open, errors of storage are StorageError."""

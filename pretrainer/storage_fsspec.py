@@ -71,7 +71,7 @@ class FsspecBackend:
             raise FileNotFoundError(errno.ENOENT, "not a file", path)
         return Entry(path, int(info["size"] or 0), _version(info))
 
-    def entries(self, folder: str, recursive: bool) -> Iterator[Entry]:
+    def entries(self, folder: str, recursive: bool, after: str = "") -> Iterator[Entry]:
         if self.scheme in ("http", "https"):
             return  # a web server has no folders
         root = str(self.fs._strip_protocol(self._named(folder))).rstrip("/")

@@ -32,10 +32,10 @@ class LocalBackend:
             raise FileNotFoundError(errno.ENOENT, "not a file", path)
         return Entry(path, status.st_size, str(status.st_mtime_ns))
 
-    def entries(self, folder: str, recursive: bool) -> Iterator[Entry]:
+    def entries(self, folder: str, recursive: bool, after: str = "") -> Iterator[Entry]:
         if not os.path.isdir(folder):
             return iter(())
-        return _walk(folder, "", recursive, frozenset())
+        return _walk(folder, "", recursive, after, frozenset())
 
     def open(self, path: str) -> Handle:
         self.stat(path)
@@ -83,7 +83,9 @@ class LocalBackend:
         return TransientError(str(error)) if transient else StorageError(str(error))
 
 
-def _walk(folder: str, lead: str, recursive: bool, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+def _walk(
+    folder: str, lead: str, recursive: bool, after: str, above: frozenset[tuple[int, int]]
+) -> Iterator[Entry]:
     """Regular files; symbolic links are followed, except to a folder that is being walked (a loop)."""
     status = os.stat(folder)
     here = above | {(status.st_dev, status.st_ino)}
@@ -92,8 +94,8 @@ def _walk(folder: str, lead: str, recursive: bool, above: frozenset[tuple[int, i
     for item in os.scandir(folder):
         if item.is_dir():
             if recursive:
-                yield from _walk(item.path, f"{lead}{item.name}/", True, here)
-        elif item.is_file() and not item.name.startswith(TEMP_PREFIX):
+                yield from _walk(item.path, f"{lead}{item.name}/", True, after, here)
+        elif lead + item.name > after and item.is_file() and not item.name.startswith(TEMP_PREFIX):
             status = item.stat()
             yield Entry(lead + item.name, status.st_size, str(status.st_mtime_ns))
 

@@ -116,10 +116,11 @@ class S3Backend:
         head = self.client.head_object(Bucket=self.bucket, Key=self._key(path))
         return Entry(path, head["ContentLength"], head["ETag"].strip('"'))
 
-    def entries(self, folder: str, recursive: bool) -> Iterator[Entry]:
+    def entries(self, folder: str, recursive: bool, after: str = "") -> Iterator[Entry]:
         lead = f"{self._key(folder)}/" if self._key(folder) else ""
         pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=lead, **({} if recursive else {"Delimiter": "/"}))
+            Bucket=self.bucket, Prefix=lead, **({} if recursive else {"Delimiter": "/"}),
+            **({"StartAfter": lead + after} if after else {}))
         for page in pages:
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):

@@ -62,6 +62,24 @@ def test_list_is_sorted_and_relative(store: Store) -> None:
     assert store.list("nothing") == []
 
 
+def test_list_after_a_name(store: Store) -> None:
+    for name in ("c/000-e.json", "c/001-m.json", "c/002-e.json", "c/sub/x", "d"):
+        store.write(name, b"1")
+    assert [entry.path for entry in store.list("c", after="000-e.json")] == ["c/001-m.json", "c/002-e.json", "c/sub/x"]
+    assert [entry.path for entry in store.list("c", after="0015")] == ["c/002-e.json", "c/sub/x"]
+    assert [entry.path for entry in store.list("c", recursive=False, after="001-m.json")] == ["c/002-e.json"]
+    assert [entry.path for entry in store.list("c", after="sub/x")] == []
+    assert [entry.path for entry in store.list(after="c/sub")] == ["c/sub/x", "d"]
+
+
+def test_s3_is_not_asked_for_names_before(s3_uri: str) -> None:
+    store = Store(s3_uri).child("run")
+    for number in range(5):
+        store.write(f"c/{number}", b"1")
+    backend = S3Backend(s3_uri[5:].partition("?")[0], Store(s3_uri).location.options)
+    assert [entry.path for entry in backend.entries(f"{backend.bucket}/run/c", True, "2")] == ["3", "4"]
+
+
 def test_version_changes_with_content(store: Store) -> None:
     store.write("x", b"one")
     before = store.list()[0].version
@@ -395,6 +413,7 @@ def test_fsspec_memory_store() -> None:
     store.write("y", b"22")
     assert [entry[:2] for entry in store.list()] == [("a/x", 1), ("y", 2)]
     assert [entry.path for entry in store.list(recursive=False)] == ["y"]
+    assert [entry.path for entry in store.list(after="a/x")] == ["y"]
     with store.file("y") as file:
         assert list(file.blocks(block_bytes=1)) == [b"2", b"2"]
     store.delete("y")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numba
 
-KERNEL_FILES = ("compiled.py", "filters_prose.py", "hashing.py", "lsh.py", "minhash.py")
+KERNEL_FILES = ("compiled.py", "filters_prose.py", "hashing.py", "lsh.py", "minhash.py", "placement.py")
 
 
 def cache_folder() -> Path | None:

@@ -4,6 +4,10 @@ Input goes to the decompressor in slices of FEED_BYTES and output is asked for i
 both counted from the start of the shard. So what comes out before a corrupt place is a function of the shard, never
 of the block size of storage, and a decompression bomb costs no memory here. Less than OUTPUT_BYTES in front of a
 corrupt place are lost, because a decompressor drops the output of the call that fails.
+
+Reading may begin at a **member** (of gzip; a stream of bz2 or xz): files of bgzip, pigz -i, pbzip2 or pixz, and joined
+files, have many, and `MemberStarts` tells where they begin. zstd files are read from their first byte: Arrow's stream
+does not show its frames, and most files have only one.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -62,31 +67,65 @@ MEMBERS: dict[str, Callable[[], _Member]] = {
 }
 
 
-def decompressed(blocks: Iterator[bytes], compression: str | None) -> Iterator[bytes]:
+class Start(NamedTuple):
+    """A place in a shard where reading may begin.
+
+    `before` is what lies before it (decompressed bytes; rows for Parquet), `address` where it is (compressed bytes;
+    number of the row group).
+    """
+
+    before: int = 0
+    address: int = 0
+
+
+@dataclass
+class MemberStarts:
+    """The starts that a reader has passed, from the one it began at; those before the last answer are forgotten."""
+
+    passed: list[Start] = field(default_factory=lambda: [Start()])
+
+    def before(self, place: int) -> Start:
+        """The last start at or before `place` (decompressed bytes; rows); places must ascend."""
+        last = max(i for i, start in enumerate(self.passed) if start.before <= place)
+        del self.passed[:last]
+        return self.passed[0]
+
+
+def decompressed(
+    blocks: Iterator[bytes], compression: str | None, starts: MemberStarts | None = None
+) -> Iterator[bytes]:
     """Decompressed bytes of a shard in pieces of any size; CorruptStreamError where it is damaged or ends too soon.
 
-    `compression` is gzip, zstd, bz2, xz or None (the blocks as they are). A file of no bytes is damaged.
+    `compression` is gzip, zstd, bz2, xz or None (the blocks as they are). A file of no bytes is damaged. `blocks`
+    begin at the last of `starts`, a member, which makes no difference to what follows; members are added to it.
     """
     if compression is None:
         return blocks
-    return _zstd(blocks) if compression == "zstd" else _members(_slices(blocks), MEMBERS[compression])
+    if compression == "zstd":
+        return _zstd(blocks)
+    passed = (starts or MemberStarts()).passed
+    return _members(_slices(blocks, passed[-1].address), MEMBERS[compression], passed)
 
 
-def _slices(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in slices of FEED_BYTES, whatever the borders of the blocks."""
-    rest = b""
+def _slices(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
+    """The same bytes cut at the multiples of FEED_BYTES of the shard; they begin at byte `offset` of it."""
+    rest, wanted = b"", FEED_BYTES - offset % FEED_BYTES
     for block in blocks:
-        joined = rest + block
-        whole = len(joined) - len(joined) % FEED_BYTES
-        yield from (joined[i : i + FEED_BYTES] for i in range(0, whole, FEED_BYTES))
-        rest = joined[whole:]
+        joined, begin = rest + block, 0
+        while begin + wanted <= len(joined):
+            yield joined[begin : begin + wanted]
+            begin, wanted = begin + wanted, FEED_BYTES
+        rest = joined[begin:]
     if rest:
         yield rest
 
 
-def _members(slices: Iterator[bytes], new_member: Callable[[], _Member]) -> Iterator[bytes]:
+def _members(slices: Iterator[bytes], new_member: Callable[[], _Member], passed: list[Start]) -> Iterator[bytes]:
+    """Output of all members from the last of `passed` on; the start of each further one is added to it."""
     member: _Member | None = new_member()
+    before, end = passed[-1]  # decompressed bytes so far; compressed offset behind the slice
     for data in slices:
+        end += len(data)
         while data:
             if member is None:
                 # Zero bytes after a member are padding, as gzip(1), xz(1) and Python's gzip have it.
@@ -94,11 +133,22 @@ def _members(slices: Iterator[bytes], new_member: Callable[[], _Member]) -> Iter
                 if not data:
                     break
                 member = new_member()
-            yield from _feed(member, data)
+                passed.append(Start(before, end - len(data)))
+            for piece in _feed(member, data):
+                before += len(piece)
+                yield piece
             data = member.unused_data if member.eof else b""
             member = None if member.eof else member
     if member is not None:
         raise CorruptStreamError("the compressed stream ends too soon")
+
+
+def skipped(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:
+    """The pieces without their first `count` bytes."""
+    for piece in pieces:
+        if count < len(piece):
+            yield piece[count:]
+        count = max(0, count - len(piece))
 
 
 def _feed(member: _Member, data: bytes) -> Iterator[bytes]:

@@ -57,6 +57,18 @@ def held_out_position(index: int) -> int:
     return index - (1 << 62)
 
 
+def held_out_index(position: int) -> int:
+    """Inverse of `held_out_position`."""
+    return position + (1 << 62)
+
+
+def split_position(position: int) -> tuple[int, int, int]:
+    """(unit, chunk, doc): inverse of `position`."""
+    unit, rest = divmod(position, 1 << (_CHUNK_BITS + _DOC_BITS))
+    return unit, *divmod(rest, 1 << _DOC_BITS)
+
+
+
 @dataclass(frozen=True)
 class Sketches:
     """What dedup needs to know of N documents; P is 0 where near-dup is off."""

@@ -3,40 +3,49 @@
 Ray may call it twice with the same chunk, late, or in a new process with empty state (a lost node does all three), so
 its answer is a function of the chunk's key and of durable records alone: a decision segment is durable before the call
 returns, a repeated key gets the recorded answer, a gap stops the run.
+
+The index is rebuilt by a thread that begins with the process; committed chunks pass meanwhile, and only the first fresh
+one waits for it. Reading and the compiled kernels (`nogil`) leave the interpreter to the calls; unpacking a page does
+not.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from pretrainer.data.dedup import DedupIndex, Sketches, held_out_position, position
-from pretrainer.data.ledger import ChunkKey
+from pretrainer.data.dedup import DedupIndex, Sketches, held_out_position
+from pretrainer.data.pages import START, ChunkKey
 from pretrainer.data.plan import SourcePlan
+from pretrainer.data.segments import (
+    DECISIONS,
+    IndexPart,
+    SegmentPager,
+    document_positions,
+    index_part,
+    join_segment,
+    split_segment,
+)
 from pretrainer.data.stages import chunk_row, one_chunk
 from pretrainer.errors import BadDataError, StreamError
 from pretrainer.schema import from_ipc
 
 MIN_RECORDS_FOR_RATE = 100  # the dead-letter share is judged from this many records on
-DECISIONS = pa.schema(
-    [
-        ("kept", pa.bool_()),
-        ("reason", pa.string()),
-        ("duplicate_of", pa.int64()),
-        ("similarity", pa.float32()),
-    ]
-)
+T = TypeVar("T")
 
 
 @dataclass
 class Progress:
     """Where the order of decisions stands, and how many records could not be read so far."""
 
-    newest: ChunkKey | None = None
-    newest_was_last: bool = False
+    newest: ChunkKey = START.key
+    newest_was_last: bool = START.last
     read: int = 0
     dead: int = 0
 
@@ -53,18 +62,19 @@ class InOrderDedup:
         self.plan = plan
         self.ledger = plan.ledger
         self.held_out = Sketches.from_table(from_ipc(held_out_ipc))
-        self.index: DedupIndex | None = None  # restored when the first fresh chunk comes: committed ones do not need it
+        self.index = DedupIndex(plan.config.dedup)
+        self.pager = SegmentPager(self.ledger.segment_log)
         self.progress = Progress()
+        self.restored = in_background(self._restore_if_needed)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         row = one_chunk(table)
         if row.kind != "fresh":
             return table
         assert row.report is not None
-        if self.index is None:
-            self._restore()
+        self._wait_for_index()
         docs, report = from_ipc(row.docs), row.report
-        if self.progress.newest is not None and row.key <= self.progress.newest:
+        if row.key <= self.progress.newest:
             decisions = split_segment(self.ledger.read_segment(row.key))[0]
         else:
             sketches = Sketches.from_table(from_ipc(row.sketches))
@@ -76,22 +86,49 @@ class InOrderDedup:
         report.kept = docs.num_rows
         return chunk_row(row.position, row.key, row.last, "fresh", report, docs)
 
+    def _restore_if_needed(self) -> bool:
+        """Whether it restored: not where every chunk is committed, for then none will be decided."""
+        if self.ledger.committed_units() >= self.plan.units:
+            return False
+        self._restore()
+        return True
+
+    def _wait_for_index(self) -> None:
+        """Errors of the thread are raised here."""
+        if not self.restored.result():
+            self._restore()  # a chunk that was read before all were committed comes again
+            self.restored = Future()
+            self.restored.set_result(True)
+
     def _restore(self) -> None:
         """Index of the held-out documents and of every chunk decided before, from durable segments."""
-        self.index = DedupIndex(self.plan.config.dedup)
         self.index.insert(np.array([held_out_position(i) for i in range(len(self.held_out))], np.int64), self.held_out)
-        for key, stored in self.ledger.segments():
-            if not key.follows(self.progress.newest, self.progress.newest_was_last):
+        for part in self.ledger.segment_log.paged_index():
+            self._take(part)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Take the single segments behind the newest."""
+        for key, data in self.ledger.segment_log.behind(self.progress.newest):
+            if not self._is_next(key):
                 break
-            decisions, sketches = split_segment(stored)
-            meta = json.loads(stored.schema.metadata[b"chunk"])
-            self.index.insert(kept_positions(key, decisions.column("kept").to_numpy()), sketches)
-            self.progress.advance(key, meta["last"], meta["read"], meta["dead"])
+            part = index_part(key, from_ipc(data))
+            self._take(part)
+            self.pager.add(key, part.segments[0].last, data)
+
+    def _take(self, part: IndexPart) -> None:
+        self.index.insert(part.positions, part.sketches)
+        for segment in part.segments:
+            self.progress.advance(segment.key, segment.last, segment.read, segment.dead)
+
+    def _is_next(self, key: ChunkKey) -> bool:
+        return key.follows(self.progress.newest, self.progress.newest_was_last)
 
     def _decide(self, key: ChunkKey, last: bool, sketches: Sketches, read: int, dead: int) -> pa.Table:
-        assert self.index is not None
-        if not key.follows(self.progress.newest, self.progress.newest_was_last):
-            before = self.progress.newest.name if self.progress.newest else "the start"
+        if not self._is_next(key):
+            self._catch_up()  # another process may have decided the chunks between since this one read the segments
+        if not self._is_next(key):
+            before = "the start" if self.progress.newest == START.key else self.progress.newest.name
             raise StreamError(
                 f"source {self.plan.source.name}: chunk {key.name} came where the chunk after {before} was expected; "
                 "the order is broken and nothing of it was trained on"
@@ -107,8 +144,9 @@ class InOrderDedup:
             schema=DECISIONS,
         )
         meta = {"last": last, "read": read, "dead": dead}
-        self.ledger.write_segment(key, join_segment(decisions, sketches.select(decided.kept), meta))
+        data = self.ledger.write_segment(key, join_segment(decisions, sketches.select(decided.kept), meta))
         self.progress.advance(key, last, read, dead)
+        self.pager.add(key, last, data)
         self._check_dead_letter_share()
         return decisions
 
@@ -122,30 +160,15 @@ class InOrderDedup:
             )
 
 
-def document_positions(key: ChunkKey, documents: int) -> np.ndarray:
-    """Global order of the documents of a chunk: unit, chunk, document; [documents] int64."""
-    return position(key.unit, key.chunk, 0) + np.arange(documents, dtype=np.int64)
+def in_background(call: Callable[[], T]) -> Future[T]:
+    """Run a call in a daemon thread, which does not keep the process alive."""
+    future: Future[T] = Future()
 
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # whatever it is, `result` raises it in the thread that needs the answer
+            future.set_exception(error)
 
-def kept_positions(key: ChunkKey, kept: np.ndarray) -> np.ndarray:
-    """Positions of the kept documents of a chunk, from a mask [documents] bool."""
-    return document_positions(key, len(kept))[np.asarray(kept, bool)]
-
-
-def join_segment(decisions: pa.Table, kept: Sketches, meta: dict) -> pa.Table:
-    """Decision segment: one row per document; index entries of kept documents beside them, null for dropped ones."""
-    mask = decisions.column("kept").to_numpy()
-    rows = pa.array(np.cumsum(mask) - 1, mask=~mask)
-    for name, column in zip(kept.to_table().column_names, kept.to_table().take(rows).columns, strict=True):
-        decisions = decisions.append_column(f"entry_{name}", column)
-    return decisions.replace_schema_metadata(
-        {**(kept.to_table().schema.metadata or {}), b"chunk": json.dumps(meta).encode()}
-    )
-
-
-def split_segment(stored: pa.Table) -> tuple[pa.Table, Sketches]:
-    """(decisions, index entries of the kept documents) of a segment."""
-    entries = stored.filter(stored.column("kept")).drop_columns(DECISIONS.names)
-    entries = entries.rename_columns([n.removeprefix("entry_") for n in entries.column_names])
-    entries = entries.replace_schema_metadata(stored.schema.metadata)
-    return stored.select(DECISIONS.names), Sketches.from_table(entries)
+    Thread(target=run, name="restore", daemon=True).start()
+    return future

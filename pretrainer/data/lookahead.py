@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CHUNKS_KEY, BLOCKS_KEY = "pretrainer.look_ahead_chunks", "pretrainer.look_ahead_blocks"
 IDLE_S = 0.01
-EXPAND, READ, PACK = "expand_positions", "read_chunks", "PackWindows"
+EXPAND, READ, PACK = "expand_positions", "read_chunks", ("PackWindows", "CloseChunks")
 
 
 class LookAhead(BackpressurePolicy):
@@ -52,7 +52,7 @@ class LookAhead(BackpressurePolicy):
             pack = _downstream(op, PACK)
             in_flight = _made(op) + op.num_active_tasks() - _used(pack)
             return in_flight < self._limit(CHUNKS_KEY) and not self._must_yield(pack)
-        if PACK in op.name:
+        if any(name in op.name for name in PACK):
             return self._waiting_below(op) < self._limit(BLOCKS_KEY)
         return True
 
@@ -90,8 +90,8 @@ def _chain(op: PhysicalOperator) -> Iterator[PhysicalOperator]:
         yield from _chain(down)
 
 
-def _downstream(op: PhysicalOperator, name: str) -> PhysicalOperator:
-    return next(o for o in _chain(op) if name in o.name)
+def _downstream(op: PhysicalOperator, names: tuple[str, ...]) -> PhysicalOperator:
+    return next(o for o in _chain(op) if any(name in o.name for name in names))
 
 
 def _made(op: PhysicalOperator) -> int:

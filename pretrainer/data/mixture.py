@@ -37,6 +37,17 @@ class Mixture:
         source, before = self.pattern[at]
         return source, cycles * self.shares[source] + before
 
+    def counts(self, blocks: int) -> tuple[int, ...]:
+        """How many of the first `blocks` blocks each source fills."""
+        cycles, rest = divmod(blocks, self.cycle)
+        beyond = [source for source, _before in self.pattern[:rest]]
+        return tuple(cycles * share + beyond.count(source) for source, share in enumerate(self.shares))
+
+    def number(self, source: int, nth: int) -> int:
+        """The global slot block that is the nth of a source; inverse of `expected`."""
+        cycles, before = divmod(nth, self.shares[source])
+        return cycles * self.cycle + self.pattern.index((source, before))
+
     def restart(self, block: int) -> tuple[int, list[int]]:
         """Where to restart so that global block `block` comes: (first global block, first block by source)."""
         cycles = block // self.cycle
@@ -47,31 +58,33 @@ def _pattern(shares: Sequence[int]) -> list[tuple[int, int]]:
     total = sum(shares)
     weights = [s / total for s in shares]
     seen = [0] * len(shares)
+    active = [i for i, share in enumerate(shares) if share]
     out = []
     for done in range(total):
-        behind = [(weights[i] * done - seen[i], weights[i], -i) for i in range(len(shares))]
+        behind = [(weights[i] * done - seen[i], weights[i], -i) for i in active]
         source = -max(behind)[2]
         out.append((source, seen[source]))
         seen[source] += 1
     return out
 
 
-def mixing_weights(sources: Sequence[SourceConfig], sizes: Sequence[int]) -> list[float]:
-    """P(i): the explicit shares, or w_i |D_i| / sum_j w_j |D_j| with |D_i| the bytes of the source's manifest."""
+def mixing_weights(sources: Sequence[SourceConfig], sizes: Sequence[float]) -> list[float]:
+    """P(i): the explicit shares, or w_i |D_i| / sum_j w_j |D_j| with |D_i| as declared, or else from `sizes`."""
     if all(s.share is not None for s in sources):
         return [float(s.share or 0) for s in sources]
-    raw = [s.weight * size for s, size in zip(sources, sizes, strict=True)]
+    raw = [s.weight * (s.size or size) for s, size in zip(sources, sizes, strict=True)]
     return [r / sum(raw) for r in raw]
 
 
 def make_mixture(weights: Sequence[float], cycle: int) -> Mixture:
-    """Integer shares of the cycle nearest to the weights (largest remainder, at least one block for every source)."""
-    if len(weights) == 1:
-        return Mixture((1,))
+    """Integer shares of the cycle nearest to the weights: largest remainder, at least 1 where the weight is not 0."""
+    active = [i for i, weight in enumerate(weights) if weight > 0]
+    if len(active) == 1:
+        return Mixture(tuple(int(i in active) for i in range(len(weights))))
     exact = [w / sum(weights) * cycle for w in weights]
-    shares = [max(1, int(x)) for x in exact]
+    shares = [max(1, int(x)) if x > 0 else 0 for x in exact]
     while sum(shares) != cycle:
         step = 1 if sum(shares) < cycle else -1
-        error = [(step * (exact[i] - shares[i]), -i) for i in range(len(shares)) if step > 0 or shares[i] > 1]
+        error = [(step * (exact[i] - shares[i]), -i) for i in active if step > 0 or shares[i] > 1]
         shares[-max(error)[1]] += step
     return Mixture(tuple(shares))

@@ -16,7 +16,7 @@ file, with its reason (contract tests: tests/data/test_ray_contract.py):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray.data
@@ -24,9 +24,9 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
 from pretrainer.config import DataConfig
 from pretrainer.data import lookahead
+from pretrainer.data.curriculum import SegmentOrder
 from pretrainer.data.in_order import InOrderDedup
-from pretrainer.data.mixture import Mixture
-from pretrainer.data.packer import PackWindows
+from pretrainer.data.packer import CloseChunks, PackWindows
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.stages import expand_positions, read_chunks, tokenize_chunk
 from pretrainer.storage import Store
@@ -59,8 +59,25 @@ def configure_context(look_ahead_chunks: int, look_ahead_blocks: int) -> None:
 
 def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
     """Slot blocks of one source from block `first_block` on, each a row and a Ray block of its own."""
-    stretches = cut_into_stretches(start_position(plan, first_block), plan.positions)
+    chunks = chunk_stream(plan, start_position(plan, first_block), plan.positions)
+    return chunks.map_batches(PackWindows, fn_constructor_args=(plan, first_block), **in_order(PACK_CPUS))
+
+
+def curate(plan: SourcePlan) -> Iterator[int]:
+    """Curate one source to its end into its ledger; yields how many leading units are committed, as they are."""
+    configure_context(plan.config.look_ahead_chunks, look_ahead_blocks=plan.config.look_ahead_chunks)
     committed = plan.ledger.committed_units()
+    if committed < plan.units:
+        chunks = chunk_stream(plan, committed, plan.units)
+        for row in chunks.map_batches(CloseChunks, fn_constructor_args=(plan,), **in_order(PACK_CPUS)).iter_rows():
+            yield row["units"]
+
+
+def chunk_stream(plan: SourcePlan, first: int, end: int) -> ray.data.Dataset:
+    """Chunks (stages.CHUNK_ROW) of the stream positions [first, end), tokenized and committed, in order."""
+    stretches = cut_into_stretches(first, end)
+    units, chunks = plan.ledger.committed()
+    committed = {"committed_units": units, "committed_chunks": chunks}
     held_out = Store(plan.data_uri).read(f"held_out/{plan.source.name}.sketches.arrow")
     parallel = {**ONE_CHUNK, "num_cpus": plan.config.read_cpus}
     read: Any = read_chunks  # Ray's annotation of map_batches knows no function that takes fn_kwargs
@@ -68,10 +85,9 @@ def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
     return (
         ray.data.from_items(stretches, override_num_blocks=len(stretches))
         .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=EXPAND_CPUS)
-        .map_batches(read, fn_kwargs={"plan": plan, "committed_units": committed}, **parallel)
+        .map_batches(read, fn_kwargs={"plan": plan, **committed}, **parallel)
         .map_batches(InOrderDedup, fn_constructor_args=(plan, held_out), **in_order(DEDUP_CPUS))
         .map_batches(tokenize, fn_kwargs={"plan": plan}, **parallel)
-        .map_batches(PackWindows, fn_constructor_args=(plan, first_block), **in_order(PACK_CPUS))
     )
 
 
@@ -88,26 +104,27 @@ def cut_into_stretches(first: int, end: int) -> list[dict[str, int]]:
 
 def start_position(plan: SourcePlan, first_block: int) -> int:
     """Stream position to read from so that slot block `first_block` comes out: its first sequence's window's start."""
-    first_sequence = first_block * plan.config.slot_sequences
-    windows = plan.windows.read_all()
-    for window in windows:
-        if first_sequence < window.first_sequence + window.sequences:
-            return window.first[0]
-    return windows[-1].after[0] if windows else 0
+    windows = plan.windows
+    window = windows.of_sequence(first_block * plan.config.slot_sequences)
+    if window is not None:
+        return window.first[0]
+    newest = windows.newest()
+    return newest.after[0] if newest else plan.begin[0]
 
 
 def build_stream(
-    plans: Sequence[SourcePlan], mixture: Mixture, first_block: int, look_ahead_blocks: int
+    plans: Sequence[SourcePlan], order: SegmentOrder, first_block: int, look_ahead_blocks: int
 ) -> ray.data.Dataset:
-    """The mixed stream from the mixing cycle that holds global slot block `first_block`."""
+    """The mixed stream of a segment, from the mixing cycle that holds global slot block `first_block`."""
     configure_context(plans[0].config.look_ahead_chunks, look_ahead_blocks)
-    _start, by_source = mixture.restart(first_block)
-    streams = [source_stream(plan, block) for plan, block in zip(plans, by_source, strict=True)]
+    _start, by_source = order.restart(first_block)
+    active = [i for i, share in enumerate(order.shares) if share]
+    streams = [source_stream(plans[i], by_source[i]) for i in active]
     if len(streams) == 1:
         return streams[0]
     return streams[0].mix(
         *streams[1:],
-        weights=[float(s) for s in mixture.shares],
+        weights=[float(order.shares[i]) for i in active],
         stopping_condition=ray.data.MixStoppingCondition.STOP_ON_SHORTEST,
     )
 

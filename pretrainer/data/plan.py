@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pretrainer.config import DataConfig, SourceConfig
-from pretrainer.data.ledger import Ledger, WindowLog
+from pretrainer.data.ledger import Ledger, open_ledger
 from pretrainer.data.source import Manifest
 from pretrainer.data.tokenizer import Tokenizer
 from pretrainer.data.units import Permutation, UnitPlan, order_key, permute
+from pretrainer.data.windows import WindowLog
 from pretrainer.schema import Specials
 from pretrainer.storage import Store
 
@@ -25,6 +26,7 @@ class SourcePlan:
     packing: str
     units: int
     specials: Specials = Specials()
+    begin: tuple[int, int] = (0, 0)  # (stream position, chunk) of the first chunk that is packed
 
     @property
     def source(self) -> SourceConfig:
@@ -37,7 +39,7 @@ class SourcePlan:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(Store(self.data_uri).child(f"ledger/{self.source.name}-{self.curation}"))
+        return open_ledger(Store(self.data_uri).child(f"ledger/{self.source.name}-{self.curation}").uri)
 
     @property
     def windows(self) -> WindowLog:
@@ -57,6 +59,10 @@ class SourcePlan:
         unit = self._order(epoch)(at)
         return Place(epoch, unit, at if epoch == 0 else self._order(0).inverse(unit))
 
+    def position(self, curated_at: int, epoch: int) -> int:
+        """The stream position at which an epoch reads the unit that was curated at this place; inverse of `place`."""
+        return epoch * self.units + self._order(epoch).inverse(self._order(0)(curated_at))
+
     def _order(self, epoch: int) -> Permutation:
         return permute(self.units, order_key(self.config.order_seed, self.source.name, epoch))
 
@@ -66,6 +72,12 @@ class Place:
     epoch: int
     unit: int  # number of the unit in the manifest
     curated_at: int  # its position in epoch 0, which is its name in the ledger
+
+
+def draft_plans(config: DataConfig, manifest: Manifest, data: Store) -> list[SourcePlan]:
+    """A plan by source, its fingerprints still unknown: enough to read and to filter."""
+    units = [len(UnitPlan(manifest, i, config.chunk_bytes)) for i in range(len(config.sources))]
+    return [SourcePlan(i, data.uri, config, "", "", count) for i, count in enumerate(units)]
 
 
 @lru_cache(maxsize=8)

@@ -6,6 +6,10 @@ its uncompressed twin has as byte ranges (but for chunks without records at its 
 a dead letter and never an exception; StorageError, and SourceError for a shard that is gone, changed or without the
 column, are raised.
 
+The report of each chunk but the last says where the next one begins (`Resume`), so that reading can go on there: the
+pieces before are not opened, a compressed shard is decompressed from its last member start on but not parsed up to
+the place, Parquet is read from the row group on. What follows is the same, chunk by chunk.
+
 | reason | meaning |
 |---|---|
 | invalid_utf8 | bytes that are no UTF-8, or a JSON string with a lone surrogate |
@@ -26,7 +30,7 @@ from pretrainer.config import SourceConfig
 from pretrainer.data.readers_jsonl import read_jsonl
 from pretrainer.data.readers_parquet import read_parquet
 from pretrainer.data.readers_text import read_text
-from pretrainer.data.reading import Reader, Reading, Record
+from pretrainer.data.reading import BEGINNING, Reader, Reading, Record, Resume
 from pretrainer.data.units import Piece
 from pretrainer.schema import DOCUMENTS, ChunkReport, DeadLetter
 from pretrainer.storage import BLOCK_BYTES
@@ -57,8 +61,9 @@ class _Chunk:
         for column, value in zip(self.columns, (record.id, piece.shard, record.row, record.text), strict=True):
             column.append(value)
 
-    def finish(self, last: bool) -> tuple[pa.Table, ChunkReport, bool]:
-        return pa.table(self.columns, schema=DOCUMENTS), self.report, last
+    def finish(self, next_: Resume | None) -> tuple[pa.Table, ChunkReport, bool]:
+        self.report.next = next_._asdict() if next_ else None
+        return pa.table(self.columns, schema=DOCUMENTS), self.report, next_ is None
 
 
 def read_unit(
@@ -67,36 +72,40 @@ def read_unit(
     chunk_bytes: int,
     max_document_bytes: int,
     block_bytes: int = BLOCK_BYTES,
+    first_chunk: int = 0,
+    resume: Resume = BEGINNING,
 ) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
     """The chunks of one unit in order: (documents as schema.DOCUMENTS, report, whether it is the last one).
 
     There is always at least one chunk, and one without records where a long record covers its whole range. The
-    report has read, bytes_read (decompressed, text bytes for Parquet) and dead_letters; later stages fill kept and
-    dropped. `block_bytes` is how much is asked of storage at a time and changes nothing else.
+    report has read, bytes_read (decompressed, text bytes for Parquet), dead_letters and next; later stages fill kept
+    and dropped. `block_bytes` is how much is asked of storage at a time and changes nothing else. With `first_chunk`
+    and the `next` of the chunk before it as `resume`, only that chunk and those after it are given.
     """
-    chunk, border = _Chunk(source.name), chunk_bytes
-    for piece, record in _records(pieces, source, chunk_bytes, max_document_bytes, block_bytes):
+    chunk, border = _Chunk(source.name), (first_chunk + 1) * chunk_bytes
+    limits = (chunk_bytes, max_document_bytes, block_bytes)
+    for reading, record in _records(pieces, source, limits, resume):
         while record.start >= border:
-            yield chunk.finish(last=False)
+            yield chunk.finish(reading.resume_at(record))
             chunk, border = _Chunk(source.name), border + chunk_bytes
-        chunk.add(piece, record)
-    yield chunk.finish(last=True)
+        chunk.add(reading.piece, record)
+    yield chunk.finish(None)
 
 
 def _records(
-    pieces: Sequence[Piece], source: SourceConfig, chunk_bytes: int, max_document_bytes: int, block_bytes: int
-) -> Iterator[tuple[Piece, Record]]:
-    base = 0
-    for piece in pieces:
-        reading = Reading(piece, source, chunk_bytes, max_document_bytes, block_bytes, base)
-        base += yield from _labelled(piece, READERS[reading.format](reading))
+    pieces: Sequence[Piece], source: SourceConfig, limits: tuple[int, int, int], resume: Resume
+) -> Iterator[tuple[Reading, Record]]:
+    for number in range(resume.piece, len(pieces)):
+        reading = Reading(pieces[number], source, *limits, resume)
+        size = yield from _labelled(reading, READERS[reading.format](reading))
+        resume = Resume(number + 1, reading.base + size)
 
 
-def _labelled(piece: Piece, records: Generator[Record, None, int]) -> Generator[tuple[Piece, Record], None, int]:
-    """The reader's records with their piece; returns what the reader returns, its decompressed bytes."""
+def _labelled(reading: Reading, records: Generator[Record, None, int]) -> Generator[tuple[Reading, Record], None, int]:
+    """The reader's records with their reading; returns what the reader returns, the decompressed bytes of its piece."""
     while True:
         try:
             record = next(records)
         except StopIteration as stop:
             return int(stop.value)
-        yield piece, record
+        yield reading, record

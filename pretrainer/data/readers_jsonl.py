@@ -10,7 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from pretrainer.data.decompress import CorruptStreamError, decompressed
+from pretrainer.data.decompress import CorruptStreamError
 from pretrainer.data.reading import NEWLINE, Reading, Record, document_id, has_surrogate
 from pretrainer.storage import RetryingFile
 
@@ -79,7 +79,7 @@ def read_jsonl(reading: Reading) -> Generator[Record, None, int]:
 
 def _plain_jsonl(reading: Reading, file: RetryingFile) -> Generator[Record, None, int]:
     start, end = reading.piece.start, file.size if reading.is_whole else reading.piece.end or 0
-    first = max(0, start - 1)  # the byte before tells whether a line starts at `start`
+    first = max(0, start - 1) + reading.resume.offset  # the byte before tells whether a line starts at `start`
     tail = file.blocks(end, None, min(TAIL_BLOCK_BYTES, reading.block_bytes))
     blocks = chain(file.blocks(first, end, reading.block_bytes), tail)
     for line in split_lines(blocks, first, end, reading.max_document_bytes, skip_first=start > 0):
@@ -88,10 +88,10 @@ def _plain_jsonl(reading: Reading, file: RetryingFile) -> Generator[Record, None
 
 
 def _compressed_jsonl(reading: Reading, file: RetryingFile) -> Generator[Record, None, int]:
-    blocks = decompressed(file.blocks(block_bytes=reading.block_bytes), reading.compression)
-    row = position = 0
+    row, position = reading.resume.row, reading.resume.offset
+    blocks = reading.decompressed(file)
     try:
-        for row, line in enumerate(split_lines(blocks, 0, math.inf, reading.max_document_bytes, skip_first=False)):
+        for line in split_lines(blocks, position, math.inf, reading.max_document_bytes, skip_first=False):
             yield from _parse_line(reading, line, line.start, row)
             position, row = line.start + line.size, row + 1
     except CorruptStreamError as error:

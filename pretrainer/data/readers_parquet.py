@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretrainer.data.decompress import CorruptStreamError
+from pretrainer.data.decompress import CorruptStreamError, Start
 from pretrainer.data.reading import Reading, Record, document_id
 from pretrainer.errors import SourceError
 from pretrainer.storage import RetryingFile
@@ -21,7 +22,7 @@ def read_parquet(reading: Reading) -> Generator[Record, None, int]:
 
     A page is decompressed whole, so only its writer bounds the memory that it takes.
     """
-    row = position = 0
+    row, position = reading.resume.row, reading.resume.offset
     with reading.open() as file:
         try:
             for batch in _parquet_batches(reading, file):
@@ -42,16 +43,24 @@ def _parquet_document(reading: Reading, start: int, row: int, data: bytes | None
 
 
 def _parquet_batches(reading: Reading, file: RetryingFile) -> Iterator[Iterator[tuple[bytes | None, object]]]:
-    """(text bytes or None, id or None) per row, in batches whose size content does not depend on."""
+    """(text bytes or None, id or None) per row from `resume` on, in batches that begin anew in every row group.
+
+    So what is lost in front of a corrupt page does not depend on where reading began.
+    """
     source = reading.source
     parquet = _or_corrupt(lambda: pq.ParquetFile(pa.PythonFile(file, mode="r")))
     columns = [source.text_column, *([source.id_column] if source.id_column else [])]
     _check_columns(reading, parquet.schema_arrow, columns)
-    batches = parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns, use_threads=False)
-    while (batch := _or_corrupt(lambda: next(batches, None))) is not None:
-        texts = _column_bytes(batch.column(source.text_column))
-        identities = _column_bytes(batch.column(source.id_column)) if source.id_column else [None] * len(texts)
-        yield zip(texts, map(_decoded, identities), strict=True)
+    row = reading.resume.before
+    for group in range(reading.resume.address, parquet.num_row_groups):
+        reading.starts.passed.append(Start(row, group))
+        batches = parquet.iter_batches(PARQUET_BATCH_ROWS, [group], columns, use_threads=False)
+        while (batch := _or_corrupt(partial(next, batches, None))) is not None:
+            fresh = batch.slice(max(0, reading.resume.row - row))
+            row += len(batch)
+            texts = _column_bytes(fresh.column(source.text_column))
+            identities = _column_bytes(fresh.column(source.id_column)) if source.id_column else [None] * len(texts)
+            yield zip(texts, map(_decoded, identities), strict=True)
 
 
 def _or_corrupt(call: Callable[[], Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from pretrainer.data.decompress import CorruptStreamError, decompressed
+from pretrainer.data.decompress import CorruptStreamError
 from pretrainer.data.reading import NEWLINE, Reading, Record
 from pretrainer.storage import RetryingFile
 
@@ -55,22 +55,21 @@ def _text_document(reading: Reading, start: int, row: int, data: bytes) -> Recor
 
 
 def _compressed_text(reading: Reading, file: RetryingFile) -> Generator[Record, None, int]:
-    blocks = decompressed(file.blocks(block_bytes=reading.block_bytes), reading.compression)
-    size = row = 0
+    row, size = reading.resume.row, reading.resume.offset
     try:
-        for row, data in enumerate(cut_documents(blocks, reading.chunk_bytes)):
-            yield _text_document(reading, row * reading.chunk_bytes, row, data)
+        for data in cut_documents(reading.decompressed(file), reading.chunk_bytes, row, size):
+            yield _text_document(reading, row * reading.chunk_bytes, row, data)._replace(offset=size)
             size, row = size + len(data), row + 1
     except CorruptStreamError as error:
         detail = f"from decompressed byte {size:,} on: {error}"
-        yield reading.refused(row * reading.chunk_bytes, 0, row, "corrupt_shard", detail)
+        yield reading.refused(row * reading.chunk_bytes, 0, row, "corrupt_shard", detail)._replace(offset=size)
         return row * reading.chunk_bytes
     return size
 
 
-def cut_documents(blocks: Iterator[bytes], chunk_bytes: int) -> Iterator[bytes]:
-    """The documents of one text file, as `cut` makes them, from its blocks."""
-    buffer, offset, boundary = bytearray(), 0, chunk_bytes  # buffer[0] is byte `offset` of the file
+def cut_documents(blocks: Iterator[bytes], chunk_bytes: int, first: int = 0, offset: int = 0) -> Iterator[bytes]:
+    """The documents of one text file from number `first` on, as `cut` makes them; `blocks` begin at byte `offset`."""
+    buffer, boundary = bytearray(), (first + 1) * chunk_bytes  # buffer[0] is byte `offset` of the file
     for block in blocks:
         buffer += block
         while len(buffer) + offset > boundary:

@@ -1,13 +1,14 @@
-"""What every reader speaks: a `Reading` goes in, `Record`s come out."""
+"""What every reader speaks: a `Reading` goes in, `Record`s come out, and a `Resume` tells where to go on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pretrainer.config import SourceConfig
+from pretrainer.data.decompress import MemberStarts, Start, decompressed, skipped
 from pretrainer.data.units import Piece, shard_format
 from pretrainer.errors import SourceError
 from pretrainer.storage import RetryingFile, Store, redact
@@ -19,6 +20,7 @@ class Record(NamedTuple):
     """One record or dead letter (text None, reason set) as a reader gives it.
 
     `start` places it in the unit (decompressed bytes); `size` is the bytes it took, `row` its number in the shard.
+    `offset` is its place in its piece where `start` is only a nominal one.
     """
 
     start: int
@@ -28,18 +30,51 @@ class Record(NamedTuple):
     text: str | None
     reason: str = ""
     detail: str = ""
+    offset: int | None = None
+
+
+class Resume(NamedTuple):
+    """Where the reader of a unit goes on: in front of one record. Plain numbers, kept in the ledger."""
+
+    piece: int = 0  # number of the record's piece in the unit
+    base: int = 0  # decompressed bytes of the pieces before it
+    row: int = 0  # of the record, as its reader counts
+    offset: int = 0  # decompressed bytes (Parquet: of text) of the piece before the record
+    before: int = 0  # `decompress.Start` of the member or row group that holds the record
+    address: int = 0
+
+
+BEGINNING = Resume()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader is given: one piece, the config, the limits, and where the piece starts in the unit."""
+    """What a reader is given: one piece, the config, the limits, and where the piece starts in the unit.
+
+    It begins at `resume`, which must be in this piece, and notes in `starts` where the piece can be entered.
+    """
 
     piece: Piece
     source: SourceConfig
     chunk_bytes: int
     max_document_bytes: int
     block_bytes: int
-    base: int
+    resume: Resume
+    starts: MemberStarts = field(default_factory=MemberStarts)
+
+    def __post_init__(self) -> None:
+        self.starts.passed[:] = [Start(self.resume.before, self.resume.address)]
+
+    @property
+    def base(self) -> int:
+        return self.resume.base
+
+    def resume_at(self, record: Record) -> Resume:
+        """Where to go on so that this record is the next; records of later calls must not come before it."""
+        offset = record.start - self.base if record.offset is None else record.offset
+        is_parquet = self.format == "parquet"
+        start = self.starts.before(record.row if is_parquet else offset)
+        return Resume(self.resume.piece, self.base, record.row, offset, start.before, start.address)
 
     @property
     def format(self) -> str:
@@ -64,6 +99,11 @@ class Reading:
             raise SourceError(f"{where} changed (size {self.piece.size:,} -> {file.size:,} bytes): "
                               "put the old object back, or begin a new run")
         return file
+
+    def decompressed(self, file: RetryingFile) -> Iterator[bytes]:
+        """Bytes of a compressed piece from `resume` on; CorruptStreamError where it is damaged."""
+        blocks = file.blocks(self.resume.address, None, self.block_bytes)
+        return skipped(decompressed(blocks, self.compression, self.starts), self.resume.offset - self.resume.before)
 
     def default_id(self, row: int) -> str:
         return f"{self.piece.path}#{row}"

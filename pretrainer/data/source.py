@@ -188,6 +188,10 @@ class Manifest:
         columns = (self.tables[source].column(name).to_pylist() for name in ("path", "size", "version", "root"))
         return (Shard(*row) for row in zip(*columns, strict=True))
 
+    def source_bytes(self) -> list[int]:
+        """|D_i|: bytes of each source's shards as listed."""
+        return [sum(table.column("size").to_pylist()) for table in self.tables]
+
     def shard(self, source: int, index: int) -> Shard:
         row = {name: self.tables[source].column(name)[index].as_py() for name in ("path", "size", "version", "root")}
         return Shard(**row)

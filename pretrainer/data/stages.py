@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 
 from pretrainer.data.dedup import Sketches, signatures
 from pretrainer.data.filters import apply_preset
-from pretrainer.data.ledger import ChunkKey
 from pretrainer.data.normalise import normalise_texts
-from pretrainer.data.plan import SourcePlan
+from pretrainer.data.pages import ChunkKey
+from pretrainer.data.plan import Place, SourcePlan
 from pretrainer.data.readers import read_unit
+from pretrainer.data.reading import BEGINNING, Resume
 from pretrainer.errors import StreamError
 from pretrainer.schema import TOKENIZED, ChunkReport, DeadLetter, from_ipc, to_ipc
 
@@ -102,8 +103,13 @@ def expand_positions(table: pa.Table) -> Iterator[pa.Table]:
         yield pa.table({"position": pa.array([position], pa.int64())})
 
 
-def read_chunks(table: pa.Table, plan: SourcePlan, committed_units: int) -> Iterator[pa.Table]:
-    """Position -> its chunks: read, normalised, filtered and sketched, or read back where they are committed."""
+def read_chunks(
+    table: pa.Table, plan: SourcePlan, committed_units: int, committed_chunks: int = 0
+) -> Iterator[pa.Table]:
+    """Position -> its chunks: read, normalised, filtered and sketched, or read back where they are committed.
+
+    Committed are the first `committed_units` units and the first `committed_chunks` chunks of the one behind them.
+    """
     position = table.column("position")[0].as_py()
     place = plan.place(position)
     if place.curated_at < committed_units:
@@ -112,14 +118,30 @@ def read_chunks(table: pa.Table, plan: SourcePlan, committed_units: int) -> Iter
     elif place.epoch > 0:
         yield chunk_row(position, ChunkKey(place.curated_at, 0), True, "unit")
     else:
-        for chunk, (docs, report, last) in enumerate(raw_chunks(plan, place.unit)):
+        first = committed_chunks if place.curated_at == committed_units else 0
+        for key in (ChunkKey(place.curated_at, chunk) for chunk in range(first)):
+            yield chunk_row(position, key, False, "tokens", docs=plan.ledger.read_tokens(key)[0])
+        for chunk, (docs, report, last) in enumerate(_chunks_from(plan, place, first), first):
             kept, sketches = curate_chunk(plan, docs, report)
             yield chunk_row(position, ChunkKey(place.curated_at, chunk), last, "fresh", report, kept, sketches)
 
 
-def raw_chunks(plan: SourcePlan, unit: int) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
-    """(documents, report, last) of every chunk of a unit, as the reader gives them."""
-    return read_unit(plan.unit_plan.pieces(unit), plan.source, plan.config.chunk_bytes, plan.config.max_document_bytes)
+def _chunks_from(plan: SourcePlan, place: Place, first: int) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
+    """The chunks of a unit behind its `first` committed ones, whose last record says where to go on."""
+    if first == 0:
+        return raw_chunks(plan, place.unit)
+    record = plan.ledger.record(ChunkKey(place.curated_at, first - 1))
+    assert record is not None and record.next is not None
+    return raw_chunks(plan, place.unit, first, Resume(**record.next))
+
+
+def raw_chunks(
+    plan: SourcePlan, unit: int, first_chunk: int = 0, resume: Resume = BEGINNING
+) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
+    """(documents, report, last) of the chunks of a unit, as the reader gives them."""
+    pieces, config = plan.unit_plan.pieces(unit), plan.config
+    limits = (config.chunk_bytes, config.max_document_bytes)
+    return read_unit(pieces, plan.source, *limits, first_chunk=first_chunk, resume=resume)
 
 
 def curate_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport) -> tuple[pa.Table, Sketches]:

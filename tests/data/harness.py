@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pretrainer.data import stages
 from pretrainer.data.dedup import signatures
 from pretrainer.data.in_order import InOrderDedup
 from pretrainer.data.packer import PackWindows
+from pretrainer.data.pipeline import start_position
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.source import Manifest
 from pretrainer.data.tokenizer_train import train_tokenizer
@@ -42,26 +44,34 @@ def small_tokenizer() -> bytes:
     return train_tokenizer([document(n) for n in range(200)], "bpe", 440)
 
 
-def make_plan(folder: Path, texts: Sequence[str], lines_per_file: int = 10, **changes: object) -> SourcePlan:
-    """A plan over JSONL files of these texts, its run folder frozen in `folder`/data."""
+def make_plan(
+    folder: Path, texts: Sequence[str], lines_per_file: int = 10, compressed: bool = False, **changes: object
+) -> SourcePlan:
+    """A plan over JSONL files of these texts, its run folder frozen in `folder`/data.
+
+    With compressed=True a file is one unit of several chunks, otherwise every chunk is a unit. `changes` are fields of
+    the source (name, preset, max_epochs) and of DataConfig.
+    """
     corpus = folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(texts), lines_per_file):
         lines = [json.dumps({"text": text}) for text in texts[start : start + lines_per_file]]
-        (corpus / f"{start:05d}.jsonl").write_text("\n".join(lines) + "\n")
-    max_epochs = changes.pop("max_epochs", 1)
-    source = SourceConfig(name="synthetic", uris=(str(corpus),), preset="none", max_epochs=max_epochs)  # type: ignore[arg-type]
+        data = ("\n".join(lines) + "\n").encode()
+        path = corpus / f"{start:05d}.jsonl{'.gz' if compressed else ''}"
+        path.write_bytes(gzip.compress(data, mtime=0) if compressed else data)
+    of_source = {k: changes.pop(k) for k in ("name", "preset", "max_epochs") if k in changes}
+    source = SourceConfig(**{"name": "synthetic", "uris": (str(corpus),), "preset": "none", **of_source})  # type: ignore[arg-type]
     config = replace(
         DataConfig(
             sources=(source,), seq_len=16, slot_sequences=4, pack_window_tokens=1100, chunk_bytes=1024, dedup=DEDUP
         ),
         **changes,
     )  # type: ignore[arg-type]
-    data = Store(str(folder / "data"))
+    run_data = Store(str(folder / "data"))
     manifest = Manifest.build(config.sources)
-    data.create("manifest.arrow", manifest.to_bytes())
-    data.create("tokenizer.model", small_tokenizer())
-    return SourcePlan(0, data.uri, config, "c", "p", len(UnitPlan(manifest, 0, config.chunk_bytes)))
+    run_data.create("manifest.arrow", manifest.to_bytes())
+    run_data.create("tokenizer.model", small_tokenizer())
+    return SourcePlan(0, run_data.uri, config, "c", "p", len(UnitPlan(manifest, 0, config.chunk_bytes)))
 
 
 def no_held_out(plan: SourcePlan) -> bytes:
@@ -69,13 +79,17 @@ def no_held_out(plan: SourcePlan) -> bytes:
 
 
 def curated(
-    plan: SourcePlan, positions: Iterable[int], committed: int = 0, dedup: InOrderDedup | None = None
+    plan: SourcePlan,
+    positions: Iterable[int],
+    committed: int = 0,
+    dedup: InOrderDedup | None = None,
+    committed_chunks: int = 0,
 ) -> list[pa.Table]:
     """Chunk rows as they reach the packer."""
     dedup = dedup or InOrderDedup(plan, no_held_out(plan))
     rows = []
     for position in positions:
-        for row in stages.read_chunks(pa.table({"position": [position]}), plan, committed):
+        for row in stages.read_chunks(pa.table({"position": [position]}), plan, committed, committed_chunks):
             rows.append(stages.tokenize_chunk(dedup(row), plan))
     return rows
 
@@ -83,6 +97,17 @@ def curated(
 def packed(packer: PackWindows, rows: Iterable[pa.Table]) -> list[dict]:
     """Slot blocks as dicts."""
     return [block for row in rows for table in packer(row) for block in table.to_pylist()]
+
+
+def resumed(plan: SourcePlan, first_block: int = 0) -> list[dict]:
+    """The slot blocks from `first_block` on as a start of the run gives them; chunks pass one by one, as in Ray."""
+    committed = plan.ledger.committed()
+    position, dedup = start_position(plan, first_block), InOrderDedup(plan, no_held_out(plan))
+    packer, blocks = PackWindows(plan, first_block), []
+    for at in range(position, plan.positions):
+        for row in stages.read_chunks(pa.table({"position": [at]}), plan, *committed):
+            blocks += packed(packer, [stages.tokenize_chunk(dedup(row), plan)])
+    return blocks
 
 
 def stream(plan: SourcePlan, first_block: int = 0) -> list[dict]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrainer.data import fingerprint
-from pretrainer.data.prologue import CURATION_MODULES, NOT_IN_FINGERPRINT
+from pretrainer.data import compiled, fingerprint
+from pretrainer.data.identity import CURATION_MODULES, NOT_IN_FINGERPRINT, PACKING_MODULES
 
 
 @pytest.fixture
@@ -47,14 +47,20 @@ def test_changes_are_named() -> None:
     assert fingerprint.changed({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b", "c"]
 
 
-def test_curation_covers_filters_and_kernels() -> None:
-    seen: list[str] = []
+def modules_in(version_of: tuple[str, ...], without: tuple[str, ...]) -> set[str]:
+    """Names of the modules whose code enters a version."""
+    seen: set[str] = set()
     original = fingerprint._parse
     try:
-        fingerprint._parse = lambda name: (seen.append(name), original(name))[1]
-        fingerprint.code_version(CURATION_MODULES, NOT_IN_FINGERPRINT)
+        fingerprint._parse = lambda name: (seen.add(name), original(name))[1]
+        fingerprint.code_version(version_of, without)
     finally:
         fingerprint._parse = original
+    return seen
+
+
+def test_curation_covers_filters_and_kernels() -> None:
+    seen = modules_in(CURATION_MODULES, NOT_IN_FINGERPRINT)
     for name in (
         "filters_code",
         "filters_prose",
@@ -66,4 +72,15 @@ def test_curation_covers_filters_and_kernels() -> None:
         "normalise",
     ):
         assert f"pretrainer.data.{name}" in seen
-    assert not set(seen) & set(NOT_IN_FINGERPRINT)
+    assert not seen & set(NOT_IN_FINGERPRINT)
+
+
+def test_packing_covers_what_places_documents_and_what_windows_record() -> None:
+    seen = modules_in(PACKING_MODULES, (*NOT_IN_FINGERPRINT, "pretrainer.data.stages"))
+    assert {f"pretrainer.data.{name}" for name in ("placement", "compiled", "shuffle_quality")} <= seen
+
+
+def test_every_file_with_kernels_names_the_folder_of_compiled_ones() -> None:
+    folder = Path(compiled.__file__).parent
+    uses = {path.name for path in folder.glob("*.py") if "compiled import kernel" in path.read_text()}
+    assert {*uses, "compiled.py"} == set(compiled.KERNEL_FILES)

@@ -56,5 +56,5 @@ def test_largest_remainder(weights: list[float], shares: tuple[int, ...]) -> Non
 def test_weights_follow_sizes_unless_shares_are_given() -> None:
     a, b = SourceConfig(name="a", uris=("x",), weight=2.0), SourceConfig(name="b", uris=("y",), weight=1.0)
     assert mixing_weights([a, b], [100, 300]) == [0.4, 0.6]
-    c, d = SourceConfig(name="c", uris=("x",), share=0.25), SourceConfig(name="d", uris=("y",), share=0.75)
-    assert mixing_weights([c, d], [100, 300]) == [0.25, 0.75]
+    c, d = SourceConfig(name="c", uris=("x",), share=0.75), SourceConfig(name="d", uris=("y",), share=0.25)
+    assert mixing_weights([c, d], [100, 300]) == [0.75, 0.25]

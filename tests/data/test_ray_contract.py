@@ -12,7 +12,14 @@ import sys
 from typing import Any
 
 import pytest
+from ray.data import DataContext
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+)
 
+from pretrainer.data.lookahead import LookAhead
+from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order
 from tests.e2e.head import Head
 
 PRELUDE = """
@@ -45,7 +52,9 @@ def saw(head: Head, script: str) -> Any:
     done = subprocess.run([sys.executable, "-c", PRELUDE + script], env={**os.environ, **head.env}, capture_output=True,
                           text=True, timeout=180, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    # The raylet may say on standard output, and after the script, that an actor was ended.
+    told = [line for line in done.stdout.splitlines() if line.strip() and "(raylet)" not in line]
+    return json.loads(told[-1])
 
 
 def test_one_byte_blocks_make_every_row_a_block_and_deal_them_round_robin(head: Head) -> None:
@@ -150,16 +159,28 @@ print(json.dumps(ray.get(counter.get.remote())))
     assert 20 <= made < 60 + 2 * max(1, descriptors // 256)
 
 
-def test_a_paused_consumer_would_kill_its_data_without_our_setting() -> None:
-    from ray.data import DataContext
-
-    from pretrainer.data.pipeline import configure_context
-
+def test_the_context_of_the_stream_differs_from_ray_s_defaults() -> None:
     before = DataContext.get_current().copy()
     try:
         assert before.execution_no_progress_timeout_s > 0
         configure_context(4, 64)
         assert DataContext.get_current().execution_no_progress_timeout_s == -1
         assert DataContext.get_current().execution_options.preserve_order
+        assert DataContext.get_current().target_max_block_size == 1
+        enabled = DataContext.get_current().get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY)
+        assert LookAhead in enabled and set(ENABLED_BACKPRESSURE_POLICIES) < set(enabled)
     finally:
         DataContext._set_current(before)
+
+
+def test_in_order_stages_have_one_actor_and_one_call_in_flight() -> None:
+    """By default Ray sends an actor several calls at once, which arrive displaced when their arguments are remote."""
+    pool = in_order(0.05)["compute"]
+    assert (pool.min_size, pool.max_size, pool.max_tasks_in_flight_per_actor) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 1), (0, 255), (0, 256), (0, 257), (3, 1000), (17, 1_000_003), (5, 5)])
+def test_stretches_cover_every_position_once(first: int, end: int) -> None:
+    stretches = cut_into_stretches(first, end)
+    assert 1 <= len(stretches) <= STRETCHES
+    assert [i for s in stretches for i in range(s["first"], s["end"])] == list(range(first, end))

@@ -1,0 +1,127 @@
+"""Documents kept away from training: chosen by hash, packed for evaluation, with what simple models need for them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from pretrainer.config import SourceConfig
+from pretrainer.data.dedup import DedupIndex, Sketches, signatures
+from pretrainer.data.packing import empty_row, pack_window, slot_block
+from pretrainer.data.plan import SourcePlan
+from pretrainer.data.stages import curate_chunk, raw_chunks, tokenize_documents
+from pretrainer.errors import SourceError
+from pretrainer.schema import ChunkReport, from_ipc, to_ipc
+from pretrainer.storage import Store
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out documents of one source and what simple models need for them."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    gzip_bits_per_byte: float
+    unigram_bits_per_byte: float
+
+
+def hold_out(plan: SourcePlan) -> tuple[pa.Table, float]:
+    """(held-out documents, share of the bytes that filters keep) of a source, from its first chunks.
+
+    The documents (schema.DOCUMENTS) are chosen by hash, without near-copies of each other.
+    """
+    units = [plan.place(p).unit for p in range(min(plan.config.held_out_chunks, plan.units))]
+    chunks = ray.get([first_chunk.remote(plan, unit) for unit in units])
+    docs = pa.concat_tables([docs for docs, _sketches, _report in chunks])
+    if docs.num_rows == 0:
+        raise SourceError(_nothing_kept(plan.source, [report for _docs, _sketches, report in chunks]))
+    sketches = Sketches.from_table(pa.concat_tables([from_ipc(s) for _docs, s, _report in chunks]))
+    ranks = np.array([_hash_share(plan.source.name, doc) for doc in docs.column("id").to_pylist()])
+    chosen = np.flatnonzero(ranks < plan.config.held_out_share)
+    chosen = chosen if len(chosen) else np.array([ranks.argmin()])
+    chosen = chosen[np.argsort(ranks[chosen], kind="stable")]
+    kept = DedupIndex(plan.config.dedup).decide(np.arange(len(chosen), dtype=np.int64), sketches.select(chosen)).kept
+    share = sum(pc.binary_length(docs.column("text")).to_pylist()) / sum(r.bytes_read for _d, _s, r in chunks)
+    return docs.take(chosen[kept]), min(1.0, share)
+
+
+@ray.remote(num_cpus=1)
+def first_chunk(plan: SourcePlan, unit: int) -> tuple[pa.Table, bytes, ChunkReport]:
+    """(filtered documents, IPC of their sketches, report) of the first chunk of a unit."""
+    docs, report, _last = next(iter(raw_chunks(plan, unit)))
+    kept, sketches = curate_chunk(plan, docs, report)
+    return kept, to_ipc(sketches.to_table()), report
+
+
+def _hash_share(*key: str) -> float:
+    """Hash of a key as a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256("\0".join(key).encode()).digest()[:7], "big") / 2**56
+
+
+def _nothing_kept(source: SourceConfig, reports: Sequence[ChunkReport]) -> str:
+    dropped: dict[str, int] = {}
+    for report in reports:
+        for reason, count in report.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    dead = [letter for report in reports for letter in report.dead_letters]
+    read = sum(report.read for report in reports)
+    first = f"; the first: {dead[0].shard} row {dead[0].row}: {dead[0].reason} ({dead[0].detail})" if dead else ""
+    return (
+        f"source {source.name}: no document is left of the first {read:,} records: {len(dead):,} could not be read"
+        f"{first}; dropped by {dropped or 'no filter'}. Check uris, format, text_column={source.text_column!r} and "
+        f"preset={source.preset!r} of the source (preset: none keeps everything)"
+    )
+
+
+def freeze_held_out(plans: Sequence[SourcePlan], held: Sequence[pa.Table], data: Store) -> dict[str, HeldOut]:
+    """Pack the held-out documents for evaluation and write their dedup sketches; by source, with baselines."""
+    if data.exists("held_out/summary.json"):
+        raw = json.loads(data.read("held_out/summary.json"))
+        return {name: HeldOut(**values) for name, values in raw.items()}
+    out = {plan.source.name: _write_held_out(plan, docs, data) for plan, docs in zip(plans, held, strict=True)}
+    data.write("held_out/summary.json", json.dumps({k: asdict(v) for k, v in out.items()}, indent=1).encode())
+    return out
+
+
+def _write_held_out(plan: SourcePlan, docs: pa.Table, data: Store) -> HeldOut:
+    sketches = signatures(docs.column("text").combine_chunks(), plan.config.dedup)
+    data.create(f"held_out/{plan.source.name}.sketches.arrow", to_ipc(sketches.to_table()))
+    data.create(f"held_out/{plan.source.name}.documents.arrow", to_ipc(docs))
+    tokenized = tokenize_documents(plan, docs)
+    lengths = np.array([len(t) for t in tokenized.column("tokens")])
+    used = max(1, int(np.searchsorted(np.cumsum(lengths), plan.config.held_out_max_tokens, side="right")))
+    docs, tokenized = docs.slice(0, used), tokenized.slice(0, used)
+    data.create(f"held_out/{plan.source.name}.arrow", to_ipc(_held_out_rows(plan, tokenized)))
+    size = sum(tokenized.column("bytes").to_pylist())
+    zipped = sum(len(gzip.compress(text.encode(), 9, mtime=0)) for text in docs.column("text").to_pylist())
+    return HeldOut(used, size, int(lengths[:used].sum()), 8 * zipped / size, _unigram_bits(tokenized) / size)
+
+
+def _held_out_rows(plan: SourcePlan, tokenized: pa.Table) -> pa.Table:
+    """Packed rows, padded to whole slot blocks, as SLOT_BLOCK rows."""
+    size, seq_len = plan.config.slot_sequences, plan.config.seq_len
+    rows, _packed = pack_window(
+        [tokenized.combine_chunks()], seq_len, plan.config.packing, plan.specials, ("held out",)
+    )
+    rows += [empty_row(seq_len, plan.specials)] * (-len(rows) % size)
+    return pa.concat_tables(
+        [slot_block(rows[b : b + size], plan.index, b // size, 0) for b in range(0, len(rows), size)]
+    )
+
+
+def _unigram_bits(tokenized: pa.Table) -> float:
+    """Bits that the best fixed token distribution needs for these documents, each with its eos: unigrams' floor."""
+    ids = np.concatenate([np.asarray(t.values) for t in tokenized.column("tokens")])
+    counts = np.append(np.bincount(ids), tokenized.num_rows)
+    counts = counts[counts > 0]
+    return float(-(counts * (np.log(counts) - math.log(counts.sum()))).sum() / math.log(2))

@@ -1,0 +1,100 @@
+"""What decides the tokens of a run, as named parts: a changed part starts a new ledger and is named to the user."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from pretrainer.config import Config
+from pretrainer.data import fingerprint
+from pretrainer.data.source import Manifest
+from pretrainer.data.tokenizer import Tokenizer
+from pretrainer.schema import to_ipc
+from pretrainer.storage import Store
+
+ORDER_MODULES = ("pretrainer.data.mixture", "pretrainer.data.curriculum")
+PACKING_MODULES = ("pretrainer.data.packing", "pretrainer.data.packer")
+CURATION_MODULES = tuple(
+    f"pretrainer.data.{name}" for name in ("readers", "source", "in_order", "stages", "tokenizer_train")
+)
+NOT_IN_FINGERPRINT = (
+    "pretrainer.config",
+    "pretrainer.errors",
+    "pretrainer.storage",
+    "pretrainer.data.ledger",
+    "pretrainer.data.pages",
+    "pretrainer.data.records",
+    "pretrainer.data.windows",
+)
+FINGERPRINT = "fingerprint.json"
+LIBRARIES = ("pyarrow", "numpy", "numba", "xxhash", "sentencepiece", "tokenizers")
+
+
+def fingerprint_parts(
+    config: Config, manifest: Manifest, tokenizer: Tokenizer, held: Sequence[pa.Table]
+) -> dict[str, dict]:
+    """Everything that decides the tokens of each source, by name."""
+    curation_code = fingerprint.code_version(CURATION_MODULES, NOT_IN_FINGERPRINT)
+    packing_code = fingerprint.code_version(PACKING_MODULES, (*NOT_IN_FINGERPRINT, "pretrainer.data.stages"))
+    libraries, data = fingerprint.library_versions(LIBRARIES), config.data
+    parts: dict[str, dict] = {}
+    for i, source in enumerate(data.sources):
+        curation = {
+            "manifest": fingerprint.digest([(shard.path, shard.size) for shard in manifest.shards(i)]),
+            "tokenizer": tokenizer.digest,
+            "code": curation_code,
+            "libraries": libraries,
+            "held_out": hashlib.sha256(to_ipc(held[i].select(["id"]))).hexdigest()[:16],
+            "order_seed": data.order_seed,
+            "chunk_bytes": data.chunk_bytes,
+            "max_document_bytes": data.max_document_bytes,
+            "dedup": asdict(data.dedup),
+            **{name: getattr(source, name) for name in ("name", "format", "text_column", "id_column", "preset")},
+        }
+        parts[source.name] = {
+            "curation": curation,
+            "code": packing_code,
+            "seq_len": data.seq_len,
+            "packing": data.packing,
+            "pack_window_tokens": data.pack_window_tokens,
+            "slot_sequences": data.slot_sequences,
+            "max_epochs": source.max_epochs,
+        }
+    return parts
+
+
+def record_parts(parts: dict, data: Store) -> None:
+    """Write the parts down, for the next start to compare with: only once this start is not refused."""
+    data.write(FINGERPRINT, json.dumps(_flatten(parts), indent=1, sort_keys=True, default=str).encode())
+
+
+def changes_since_start(parts: dict, data: Store) -> list[str]:
+    """Names of the parts that differ from those written down at the run's last start; [] at the first one."""
+    if not data.exists(FINGERPRINT):
+        return []
+    now = json.loads(json.dumps(_flatten(parts), default=str))
+    return fingerprint.changed(json.loads(data.read(FINGERPRINT)), now)
+
+
+def recorded_parts(data: Store) -> dict[str, Any]:
+    """The parts as `fingerprint_parts` gave them at the run's last start; same digests, whatever today's code is."""
+    parts: dict[str, Any] = {}
+    for path, value in json.loads(data.read(FINGERPRINT)).items():
+        *names, last = path.split(".")
+        place = parts
+        for name in names:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return parts
+
+
+def _flatten(value: dict, prefix: str = "") -> dict[str, object]:
+    out: dict[str, object] = {}
+    for key, item in value.items():
+        out.update(_flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item})
+    return out
