@@ -55,6 +55,8 @@ class SourceConfig:
     """Column or JSON key that identifies a document; by default its shard and row do."""
     weight: float = 1.0
     """Up-weighting w_i in P(i) = w_i |D_i| / sum_j w_j |D_j|; used when no source gives a share."""
+    size: int | None = None
+    """Declared |D_i|, tokens or bytes, for every source or for none; by default shard bytes x share kept of a pilot."""
     share: float | None = None
     """Explicit share of the training tokens, 0 to 1; give it to all sources or to none."""
     preset: Literal["web", "prose", "code", "none"] = "prose"
@@ -76,6 +78,7 @@ class SourceConfig:
         )
         _require(len(self.uris) > 0, f"{where}.uris", list(self.uris), "name at least one file, folder, glob or URI")
         _require(self.weight > 0, f"{where}.weight", self.weight, "use a positive number")
+        _require(self.size is None or self.size > 0, f"{where}.size", self.size, "use a positive number")
         _require(self.share is None or 0 < self.share <= 1, f"{where}.share", self.share, "use a number in (0, 1]")
         _require(self.max_epochs >= 1, f"{where}.max_epochs", self.max_epochs, "use 1 or more")
         _require(
@@ -118,6 +121,27 @@ class DedupConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    until: float = 1.0
+    """The segment ends at this share of the run's steps; segments ascend and the last one ends at 1."""
+    shares: tuple[float, ...] | None = None
+    """Shares of the training tokens in the order of data.sources, 0 leaves one out; the sources' own if none."""
+    seq_len: int | None = None
+    """Tokens of context in this segment, data.seq_len if none; a slot block keeps its tokens, so it has other rows."""
+
+    def __post_init__(self) -> None:
+        where = "data.curriculum[]"
+        _require(0 < self.until <= 1, f"{where}.until", self.until, "use a number in (0, 1]")
+        _require(
+            self.shares is None or (min(self.shares, default=-1) >= 0 and abs(sum(self.shares) - 1) < 1e-6),
+            f"{where}.shares",
+            self.shares,
+            "give every source of data.sources a share from 0 to 1; they must add up to 1",
+        )
+        _require(self.seq_len is None or self.seq_len >= 8, f"{where}.seq_len", self.seq_len, "use at least 8")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     sources: tuple[SourceConfig, ...] = ()
     """The corpora of the run."""
@@ -133,10 +157,12 @@ class DataConfig:
     """Sequences per slot block (K), the smallest piece of a global batch; it runs as one micro-batch or several."""
     pack_window_tokens: int = 4 * MIB
     """A pack window closes after this many kept tokens; it is the unit of shuffling and of resume."""
-    packing: Literal["concat"] = "concat"
-    """How documents become rows; concat joins them and splits at the row length."""
+    packing: Literal["concat", "best_fit", "pad"] = "concat"
+    """How documents become rows: concat joins and cuts, best_fit cuts only what is too long, pad gives each its own."""
     mix_cycle: int = 64
     """Slot blocks per mixing cycle; a power of two makes the pattern exactly periodic."""
+    curriculum: tuple[SegmentConfig, ...] = ()
+    """Stretches of the run with a mixture and a sequence length of their own; none: one stretch."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
     """Exact and near-duplicate removal."""
     held_out_chunks: int = 4
@@ -164,6 +190,9 @@ class DataConfig:
             "give a share to every source or to none",
         )
         _require(not shares or abs(sum(shares) - 1) < 1e-6, "data.sources[].share", shares, "shares must add up to 1")
+        sizes = [s.size for s in self.sources if s.size is not None]
+        _require(len(sizes) in (0, len(names)), "data.sources[].size", sizes, "give it to all sources or to none")
+        self._check_curriculum()
         _require(self.chunk_bytes >= 1024, "data.chunk_bytes", self.chunk_bytes, "use at least 1024")
         _require(self.seq_len >= 8, "data.seq_len", self.seq_len, "use at least 8")
         _require(self.slot_sequences >= 1, "data.slot_sequences", self.slot_sequences, "use 1 or more")
@@ -191,6 +220,30 @@ class DataConfig:
         )
         _require(0 < self.read_cpus, "data.read_cpus", self.read_cpus, "use a positive number of CPUs")
         _require(self.look_ahead_chunks >= 2, "data.look_ahead_chunks", self.look_ahead_chunks, "use 2 or more")
+
+    def _check_curriculum(self) -> None:
+        ends = [segment.until for segment in self.curriculum]
+        _require(
+            not ends or (ends == sorted(set(ends)) and ends[-1] == 1),
+            "data.curriculum[].until",
+            ends,
+            "segments must ascend and the last one must end at 1",
+        )
+        for segment in self.curriculum:
+            _require(
+                segment.shares is None or len(segment.shares) == len(self.sources),
+                "data.curriculum[].shares",
+                segment.shares,
+                f"give one share for each of the {len(self.sources)} sources",
+            )
+            seq_len, slot_tokens = segment.seq_len or self.seq_len, self.seq_len * self.slot_sequences
+            _require(
+                slot_tokens % seq_len == 0 and self.pack_window_tokens >= 64 * (seq_len + 1),
+                "data.curriculum[].seq_len",
+                seq_len,
+                f"must divide data.seq_len x data.slot_sequences = {slot_tokens} and be at most "
+                f"{self.pack_window_tokens // 64 - 1} for data.pack_window_tokens={self.pack_window_tokens}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,10 +357,14 @@ class TrainConfig:
     """Compute type of matrix products; auto is bfloat16 on GPUs that have it and float32 elsewhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto is cuda when the cluster has GPUs."""
+    resize_stable_s: float = 60.0
+    """An elastic run grows when more workers have been possible for this long; more after one that did not last."""
     cpus_per_worker: float = 0.5
     """CPUs that one trainer asks Ray for; on CPU keep them low enough that data has at least one whole CPU."""
     threads_per_worker: int | None = None
-    """Torch threads per trainer on CPU; by default the node's cores shared by the trainers on it."""
+    """Torch threads per trainer on CPU; by default the node's cores shared by the trainers on it, one in exact mode."""
+    exact: bool = False
+    """Proof mode, slower: the weights are bit-identical at every number of workers and after any failures."""
     checkpoint_every_steps: int = 500
     """Steps between checkpoints."""
     keep_checkpoints: int = 3
@@ -319,7 +376,9 @@ class TrainConfig:
     log_every_steps: int = 10
     """Steps between logged metrics."""
     max_failures: int = 5
-    """Worker failures after which the run gives up; preemptions do not count."""
+    """The run gives up after more worker failures than this without a new checkpoint; preemptions do not count."""
+    stall_timeout_s: float = 1800.0
+    """Seconds in which no rank moves before the workers are restarted from the last checkpoint; 0 never restarts."""
 
     def __post_init__(self) -> None:
         lo, hi = self.worker_range
@@ -336,6 +395,14 @@ class TrainConfig:
         _require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "use a number from 0 to 1")
         _require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "use 0 or more")
         _require(self.clip_norm > 0, "train.clip_norm", self.clip_norm, "use a positive number")
+        _require(self.resize_stable_s >= 0, "train.resize_stable_s", self.resize_stable_s, "use 0 or more seconds")
+        _require(self.max_failures >= 0, "train.max_failures", self.max_failures, "use 0 or more")
+        _require(
+            self.stall_timeout_s == 0 or self.stall_timeout_s >= 1,
+            "train.stall_timeout_s",
+            self.stall_timeout_s,
+            "use 1 or more seconds, longer than a validation and a checkpoint take, or 0 for no watchdog",
+        )
         _require(self.cpus_per_worker > 0, "train.cpus_per_worker", self.cpus_per_worker, "use a positive number")
         for name in (
             "checkpoint_every_steps",
@@ -372,6 +439,19 @@ class ClusterConfig:
     """Also print what Ray's workers log; they are in the Ray dashboard either way."""
     shared_storage: bool = False
     """All nodes mount the local folder run.storage; without this a local folder is refused on more than one node."""
+    heartbeat_s: float = 10.0
+    """Seconds between two signs of life that the driver leaves in the run folder."""
+    takeover_s: float = 60.0
+    """A driver whose sign of life has not changed for so many seconds has lost the run to the next one."""
+
+    def __post_init__(self) -> None:
+        _require(self.heartbeat_s > 0, "cluster.heartbeat_s", self.heartbeat_s, "use a positive number")
+        _require(
+            self.takeover_s >= 3 * self.heartbeat_s,
+            "cluster.takeover_s",
+            self.takeover_s,
+            f"use at least three times cluster.heartbeat_s={self.heartbeat_s:g}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 # MLflow writes telemetry to the network by default; a training job has no business there.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# MLflow's own patience is 8 attempts of 120 s; ours is the outbox, which tries again without anyone waiting for it.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 # Without it the MLflow UI shows the run among evaluations of language-model applications.
 TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
@@ -109,13 +112,13 @@ class Tracker:
         """Metrics of an event of train.recorder.Recorder."""
         metrics = EVENT_METRICS.get(event["kind"], lambda _event: [])(event)
         if metrics:
-            self.log_metrics(metrics)
+            self.log_metrics(metrics, event.get("at_s", time.time()))
 
-    def log_metrics(self, values: list[tuple[str, float, int]]) -> None:
-        """(name, value, step) triples."""
+    def log_metrics(self, values: list[tuple[str, float, int]], at_s: float) -> None:
+        """(name, value, step) triples, and when they were true, which may be long before they are sent."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = int(at_s * 1000)
         metrics = [Metric(name, float(value), now, step) for name, value, step in values]
         with _answered(self.uri):
             for start in range(0, len(metrics), 1000):  # a REST server takes no more at once
@@ -159,7 +162,13 @@ def _validation_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]
     ]
 
 
-EVENT_METRICS = {"steps": _step_metrics, "validation": _validation_metrics}
+def _goodput_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """The fraction while the run goes on, the split at its end."""
+    split = [(f"goodput/{name}", share, event["step"]) for name, share in event["share"].items()]
+    return split if event["is_last"] else [("speed/goodput", event["fraction"], event["step"])]
+
+
+EVENT_METRICS = {"steps": _step_metrics, "validation": _validation_metrics, "goodput": _goodput_metrics}
 
 
 def default_uri(storage: str, is_local: bool) -> tuple[str, str | None]:

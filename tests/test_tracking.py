@@ -110,6 +110,7 @@ def test_each_step_has_one_value_though_workers_replay(
     run_id = recorder.start()
     for event in (steps(1, 2), steps(3, 4), steps(3, 4), steps(4, 5)):
         recorder.record(event)
+    assert recorder.flush(60) == 0
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [step for step, _value in history(client, run_id, f"train/{name}")] == [1, 2, 3, 4, 5]
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from pretrainer.config import ModelConfig
+from pretrainer.errors import ConfigError
 from pretrainer.model.presets import block_parameters, parameter_count
+
+GIB = 2**30
 
 # Dense bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets; the first name found in the device's name counts,
 # so longer names stand before the shorter ones that they contain.
@@ -63,3 +66,25 @@ def memory_estimate_bytes(
     parameters = parameter_count(config, vocab_size)
     gathered = parameters - (config.layers - min(2, config.layers)) * block_parameters(config)
     return 16 * -(-parameters // workers) + 4 * parameters + gathered * (2 if precision == "bfloat16" else 4)
+
+
+def exact_memory_estimate_bytes(config: ModelConfig, vocab_size: int, precision: Literal["float32", "bfloat16"]) -> int:
+    """Bytes per worker in exact mode, at any number of workers; activations and fragmentation come on top.
+
+    Whole on every worker: float32 parameters and gradients, both AdamW moments and the int64 sum over slot blocks (24
+    bytes per parameter), with bfloat16 also the cast matrices (2). The largest table is converted as a whole: 16 more
+    bytes for each of its elements.
+    """
+    each = 26 if precision == "bfloat16" else 24
+    return each * parameter_count(config, vocab_size) + 16 * max(vocab_size, config.ffn_width) * config.hidden
+
+
+def check_exact_memory(config: ModelConfig, vocab_size: int, half: bool, there: float, where: str) -> None:
+    """Raise ConfigError when a replica and what belongs to it need more bytes than there are."""
+    needs = exact_memory_estimate_bytes(config, vocab_size, "bfloat16" if half else "float32")
+    if needs > there:
+        raise ConfigError(
+            f"train.exact=true keeps the whole model on every worker: about {needs / GIB:.2f} GiB each for parameters, "
+            f"gradients, optimizer and the fixed-point sum, and {where} has {there / GIB:.2f} GiB: use a smaller "
+            "model, more memory, or train.exact=false"
+        )

@@ -12,6 +12,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from pretrainer.errors import StreamError
 from pretrainer.schema import Batch
 from pretrainer.train.batch import owned_blocks
+from pretrainer.train.phases import Phases
 from pretrainer.train.spec import WorkerSpec
 
 PREFETCH_BLOCKS = 8
@@ -30,10 +31,11 @@ class SlotBlockCollate(ArrowBatchCollateFn):
 class BlockSource:
     """This rank's slot blocks, each checked against the number that it must have before anyone sees it."""
 
-    def __init__(self, spec: WorkerSpec, rank: int, world: int, step: int) -> None:
-        self.spec, self.rank, self.world = spec, rank, world
+    def __init__(self, spec: WorkerSpec, rank: int, world: int, step: int, phases: Phases) -> None:
+        self.spec, self.rank, self.world, self.phases = spec, rank, world, phases
         self.per_step = spec.config.slot_blocks_per_step
         self.dealt_from = spec.order.restart(step * self.per_step)[0]
+        phases.enter("data", step)
         shard = ray.train.get_dataset_shard("train")
         self.batches: Iterator[Batch] = iter(
             shard.iter_torch_batches(
@@ -60,6 +62,7 @@ class BlockSource:
         return len(owned_blocks(step, self.per_step, self.rank, self.world, self.dealt_from)) - len(mine)
 
     def _next(self, number: int) -> Batch | None:
+        self.phases.enter("data", number // self.per_step, number)
         batch = next(self.batches, None)
         if batch is not None and (batch.source, batch.block) != self.spec.order.expected(number):
             source, nth = self.spec.order.expected(number)

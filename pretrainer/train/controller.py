@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import ray.data
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2.api.exceptions import PreemptionError
 
 from pretrainer.config import Config
-from pretrainer.errors import StorageError
 from pretrainer.storage import Store
+from pretrainer.train.committed import CHECKPOINTS, committed_checkpoint
+from pretrainer.train.elastic import ElasticTorchTrainer, UsefulSizes
 from pretrainer.train.spec import WorkerSpec
 from pretrainer.train.worker import train_loop
-
-CHECKPOINTS = "checkpoints"
-SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"
 
 
 class OrderedDataConfig(ray.train.DataConfig):
@@ -36,57 +37,94 @@ class OrderedDataConfig(ray.train.DataConfig):
         return [{name: split[rank] for name, split in splits.items()} for rank in range(world_size)]
 
 
-def committed_checkpoint(run: Store) -> tuple[str, int] | None:
-    """(folder under the run, step) of the newest checkpoint that Ray Train has committed, or None before the first.
+class FailureReport(ControllerCallback):
+    """Tells the recorder why a worker group ended: the driver counts failures, and shows the last one.
 
-    A folder can be complete in storage and not committed; the workers get the committed one, so the stream must start
-    there too. Both read the controller's snapshot (Ray 2.60; contract-tested in tests/train/test_controller.py).
+    The controller's states are looked at, because workers that die while their group starts raise in no worker. A
+    failure is nobody's fault if its error says so: a preemption, Ray's own `preempted`, or a `restart_reason` of an
+    error of ours; waiting for resources is none.
     """
-    try:
-        snapshot = json.loads(run.read(SNAPSHOT))
-    except FileNotFoundError:
+
+    def __init__(self, recorder: Any) -> None:
+        self.recorder = recorder
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        event = failure_event(getattr(current_state, "training_failed_error", None))
+        if event is not None:
+            self.recorder.record.remote(event)
+
+
+def failure_event(error: Any) -> dict[str, Any] | None:
+    """The recorder's event for a ray.train.TrainingFailedError; None where nothing failed."""
+    cause = getattr(error, "controller_failure", error)
+    if error is None or isinstance(cause, WorkerGroupStartupTimeoutError):
         return None
-    except ValueError as error:
-        raise StorageError(f"{run.uri}/{SNAPSHOT} is not the JSON that Ray Train writes: {error}") from error
-    latest = snapshot.get("latest_checkpoint_result")
-    if latest is None:
-        return None
-    try:
-        return f"{CHECKPOINTS}/{latest['checkpoint_dir_name']}", int(latest["metrics"]["step"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(
-            f"{run.uri}/{SNAPSHOT} was written by Ray {snapshot.get('ray_version')} and cannot be read: {error!r}"
-        ) from error
+    failures = getattr(error, "worker_failures", None) or {-1: cause}
+    errors = {rank: getattr(e, "_base_exc", e) for rank, e in sorted(failures.items())}
+    reasons = {restart_reason(e) for e in errors.values()}
+    told = [f"rank {rank}: {summary_line(e)}" if rank >= 0 else summary_line(e) for rank, e in list(errors.items())[:3]]
+    message = "; ".join(dict.fromkeys(told))
+    ranks = [rank for rank in errors if rank >= 0]
+    return {"kind": "failure", "message": message, "reason": next(filter(None, reasons), None), "ranks": ranks}
+
+
+def restart_reason(error: BaseException) -> str | None:
+    if isinstance(error, PreemptionError) or getattr(error, "preempted", False):
+        return "preempted"
+    return getattr(error, "restart_reason", None)
+
+
+def summary_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def make_trainer(
-    config: Config, spec: WorkerSpec, run: Store, build: Callable[[int], ray.data.Dataset], use_gpu: bool
+    config: Config,
+    spec: WorkerSpec,
+    run: Store,
+    build: Callable[[int], ray.data.Dataset],
+    use_gpu: bool,
+    data_cpus: float,
 ) -> TorchTrainer:
-    """The elastic trainer. `build(first global slot block)` makes the stream, at every start of a worker group."""
+    """The elastic trainer. `build(first global slot block)` makes the stream, at every start of a worker group.
+
+    data_cpus: what the stream needs beside the trainers.
+    """
     path, filesystem = run.train_storage()
     lo, hi = config.train.worker_range
 
-    def stream() -> ray.data.Dataset:
+    def committed_step() -> int:
         committed = committed_checkpoint(run)
-        return build((committed[1] if committed else 0) * config.slot_blocks_per_step)
+        return committed[1] if committed else 0
 
-    # Ray's annotations are those of Train V1: a dict for the loop, no range of workers.
-    loop, loop_config, workers = cast(Any, train_loop), cast(Any, spec), cast(Any, hi if lo == hi else (lo, hi))
-    return TorchTrainer(
-        loop,
-        train_loop_config=loop_config,
+    def stream() -> ray.data.Dataset:
+        return build(committed_step() * config.slot_blocks_per_step)
+
+    scaling = ray.train.ScalingConfig(
+        num_workers=cast(Any, hi if lo == hi else (lo, hi)),
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": config.train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+    )
+    trainer: Any = TorchTrainer
+    if lo != hi:
+        stable_s, per_step = config.train.resize_stable_s, config.slot_blocks_per_step
+        policy = UsefulSizes(scaling, per_step, stable_s, data_cpus, spec.recorder, committed_step)
+        trainer = partial(ElasticTorchTrainer, scaling_policy=policy)
+
+    return trainer(
+        train_loop,
+        train_loop_config=spec,
         datasets={"train": stream},
         dataset_config=OrderedDataConfig(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-        ),
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            # Ray counts failures over the whole run: the driver counts those that got nowhere (train.max_failures).
+            failure_config=ray.train.FailureConfig(max_failures=-1),
+            callbacks=[cast(Any, FailureReport(spec.recorder))],
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
         ),
     )

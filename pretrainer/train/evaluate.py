@@ -32,22 +32,24 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 def evaluate(
     model: nn.Module, batches: Sequence[MicroBatch], text_bytes: int, rank: int = 0, world: int = 1
 ) -> Evaluation:
-    """Mean negative log-likelihood over held-out micro-batches.
+    """Mean negative log-likelihood over held-out micro-batches, summed in their order at every world size.
 
     Every rank gives the same non-empty list and evaluates every world-th of it; all make the same number of forward
     passes. text_bytes is the UTF-8 length of the text behind all valid targets.
     """
     was_training = model.training
     model.eval()
-    nats = torch.zeros((), dtype=torch.float64, device=batches[0].inputs.device)
-    count = 0
+    nats = torch.zeros(len(batches), dtype=torch.float64, device=batches[0].inputs.device)
     for first in range(0, len(batches), world):
         mine = first + rank
         batch, live = batches[min(mine, len(batches) - 1)], mine < len(batches)
-        nats += nll_sum(model, batch, live)
-        count += int((batch.targets != IGNORE).sum()) if live else 0
+        nll = nll_sum(model, batch, live)
+        if live:
+            nats[mine] = nll
     release_gathered(model)
     model.train(was_training)
-    total, targets = all_reduce_sum([nats.item(), count], nats.device)
+    # Each element is zero on all ranks but one, so this sum has no order.
+    total = sum(all_reduce_sum(nats.tolist(), nats.device))
+    targets = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
     loss = total / max(1, targets)
-    return Evaluation(loss, math.exp(min(loss, 700.0)), bits_per_byte(total, text_bytes), int(targets))
+    return Evaluation(loss, math.exp(min(loss, 700.0)), bits_per_byte(total, text_bytes), targets)

@@ -1,16 +1,20 @@
 """FSDP2 around the one-device model. The order, once and for all: build on meta, shard each block, shard the root,
 allocate; then `init_weights` or `load_sharded` fills the parameters, and the optimizer is built last.
+
+Exact mode needs the whole model on every rank instead: a replica, which nothing is summed for behind its back.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from pretrainer.config import ModelConfig, TrainConfig
-from pretrainer.model.transformer import Transformer
+from pretrainer.model.flops import check_exact_memory
+from pretrainer.model.transformer import KVCache, Transformer
 
 RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
 
@@ -58,3 +62,35 @@ def build_sharded(config: ModelConfig, vocab_size: int, train: TrainConfig, devi
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
     return shard(model, data_mesh(device), precision_for(train, device), device)
+
+
+class Replica(Transformer):
+    """A whole model whose matrix products have `precision`; its parameters and gradients stay float32."""
+
+    precision = torch.float32
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        with torch.autocast(tokens.device.type, self.precision, enabled=self.precision != torch.float32):
+            return super().forward(tokens, positions, document_ids, cache)
+
+
+def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Replica:
+    """An allocated model, whole on this rank, whose parameters are still to be filled.
+
+    Raises ConfigError when it cannot fit into the GPU.
+    """
+    with torch.device("meta"):
+        model = Replica(config, vocab_size)
+    model.precision = precision_for(train, device)
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+        check_exact_memory(config, vocab_size, model.precision == torch.bfloat16, there, "this GPU")
+    return model.to_empty(device=device)
+
+
+def build_model(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
+    """Sharded over the process group, or in exact mode a replica; every rank calls it."""
+    build = build_replicated if train.exact else build_sharded
+    return build(config, vocab_size, train, device)

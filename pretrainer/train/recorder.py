@@ -1,6 +1,7 @@
 """The one place where a run's events end up: a plain class that pipelines run as an actor on the driver's node.
 
-It outlives worker groups, so a step that is replayed after a restart is counted and tracked once.
+It outlives worker groups, so a step that is replayed after a restart is counted and tracked once. No method but `start`
+and `finish` waits for the tracking server. Every event is stamped with this process's clock: `at_s`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any
 
 from pretrainer.errors import TrackingError
 from pretrainer.tracking import Tracker
+from pretrainer.train.outbox import RETRY_S, Outbox
+from pretrainer.train.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
 FINISH_PATIENCE_S = 120.0
-RETRY_S = 5.0
 
 
 class Recorder:
@@ -26,8 +28,10 @@ class Recorder:
         self.events: list[dict[str, Any]] = []
         self.logged_step = 0  # newest step whose metrics were tracked, before a restart of the driver too
         self.validated_step = -1
-        self.unsent: list[dict[str, Any]] = []  # events that the tracking server has not got yet
+        self.outbox = Outbox(lambda event: self.tracker.log_event(event))
+        self.heard: dict[int, dict[str, Any]] = {}  # by rank: its last pulse, when it came, when its phase changed
         self.stop = False
+        self.checkpoint_wanted = False
         self.sums = {"data_wait_s": 0.0, "elapsed_s": 0.0, "tokens": 0.0}
 
     def start(self) -> str:
@@ -36,26 +40,34 @@ class Recorder:
         self.logged_step, self.validated_step = self.tracker.last_steps()
         return run_id
 
-    def record(self, event: dict[str, Any]) -> bool:
-        """Take one event; the answer says whether the run is asked to stop."""
-        if event["kind"] == "steps":
-            event = self._new_steps(event)
+    def record(self, event: dict[str, Any]) -> dict[str, bool]:
+        """Take one event; the answer says whether the run is asked to stop, or to save a checkpoint now."""
+        event = {**(self._new_steps(event) if event["kind"] == "steps" else event), "at_s": time.time()}
         self.events.append(event)
         if event["kind"] != "validation" or event["step"] > self.validated_step:
-            self.unsent.append(event)
+            self.outbox.put(event)
         if event["kind"] == "validation":
             self.validated_step = max(self.validated_step, event["step"])
-        self._send()
-        return self.stop
+        if event["kind"] in ("checkpoint", "start"):
+            self.checkpoint_wanted = False
+        return {"stop": self.stop, "checkpoint": self.checkpoint_wanted}
 
-    def _send(self) -> None:
-        """Give the tracker what it has not got; while it does not answer, training goes on and nothing is lost."""
-        try:
-            while self.unsent:
-                self.tracker.log_event(self.unsent[0])
-                self.unsent.pop(0)
-        except TrackingError as error:
-            log.warning("%s; %d events wait", error, len(self.unsent))
+    def pulse(self, said: dict[str, Any]) -> None:
+        """What a rank is doing (phases.Phases); the pulses of another world size are those of a group that ended."""
+        now_s, last = time.monotonic(), self.heard.get(said["rank"])
+        self.heard = {r: p for r, p in self.heard.items() if p["world"] == said["world"]}
+        is_same = last is not None and (last["pid"], last["changes"]) == (said["pid"], said["changes"])
+        changed_s = last["changed_s"] if last is not None and is_same else now_s
+        self.heard[said["rank"]] = {**said, "heard_s": now_s, "changed_s": changed_s}
+
+    def pulses(self) -> list[Pulse]:
+        """The last pulse of each rank, with its age."""
+        now_s = time.monotonic()
+        return [_aged(pulse, now_s) for _rank, pulse in sorted(self.heard.items())]
+
+    def forget_pulses(self) -> None:
+        """The worker group was killed: its silence says nothing about the next one."""
+        self.heard = {}
 
     def _new_steps(self, event: dict[str, Any]) -> dict[str, Any]:
         fresh = [step for step in event["steps"] if step["step"] > self.logged_step]
@@ -74,6 +86,14 @@ class Recorder:
         """Ask the workers to checkpoint and end after the current step."""
         self.stop = True
 
+    def request_checkpoint(self) -> None:
+        """Ask the workers for a checkpoint after the current step: the cluster has grown."""
+        self.checkpoint_wanted = True
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until the tracker has everything; returns how many events it still has not got."""
+        return self.outbox.drain(timeout_s)
+
     def events_from(self, first: int) -> list[dict[str, Any]]:
         return self.events[first:]
 
@@ -84,11 +104,18 @@ class Recorder:
     def finish(self, status: str, artifacts: dict[str, str | bytes]) -> None:
         """Close the tracker's run: `artifacts` are name -> text. Raises TrackingError if it stays out of reach."""
         deadline = time.monotonic() + FINISH_PATIENCE_S
+        left = self.outbox.drain(FINISH_PATIENCE_S)
+        if left:
+            raise TrackingError(f"MLflow has not taken the last {left} events of the run")
         while True:
-            self._send()
             try:
                 return self.tracker.finish(status, artifacts)
             except TrackingError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
+
+
+def _aged(pulse: dict[str, Any], now_s: float) -> Pulse:
+    known = {name: pulse[name] for name in ("rank", "world", "pid", "node", "phase", "step", "block", "begun")}
+    return Pulse(**known, silent_s=now_s - pulse["heard_s"], unchanged_s=now_s - pulse["changed_s"])

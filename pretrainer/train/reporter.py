@@ -12,6 +12,7 @@ from ray.util.metrics import Gauge
 
 from pretrainer.model.flops import flops_per_token, model_flops_utilization
 from pretrainer.train.evaluate import Evaluation
+from pretrainer.train.phases import Phases
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import StepResult
 
@@ -36,14 +37,15 @@ class Interval:
 class Reporter:
     """Rank 0's line to the recorder, and this rank's gauges for the Ray dashboard and Prometheus."""
 
-    def __init__(self, spec: WorkerSpec, rank: int, world: int, device: torch.device) -> None:
-        self.spec, self.rank, self.world, self.device = spec, rank, world, device
+    def __init__(self, spec: WorkerSpec, rank: int, world: int, device: torch.device, phases: Phases) -> None:
+        self.spec, self.rank, self.world, self.device, self.phases = spec, rank, world, device, phases
+        self.steps_here = 0  # since this worker group started
         self.flops = flops_per_token(spec.config.model, spec.vocab_size, spec.config.data.seq_len)
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.interval = Interval()
         self.waiting: list[dict[str, Any]] = []
         self.pending: Any = None  # answer of the recorder to the last event
-        self.stop_requested = 0
+        self.stop_requested = self.checkpoint_requested = 0
         tags = {"run": spec.config.run.name, "rank": str(rank)}
         self.gauges = {name: Gauge(f"pretrainer_{name}", text, tag_keys=tuple(tags)) for name, text in GAUGES.items()}
         for gauge in self.gauges.values():
@@ -52,14 +54,18 @@ class Reporter:
     def _send(self, event: dict[str, Any]) -> None:
         if self.rank == 0:
             if self.pending is not None:
-                self.stop_requested = int(ray.get(self.pending))
-            self.pending = self.spec.recorder.record.remote(event)
+                answer: Any = ray.get(self.pending)
+                self.stop_requested, self.checkpoint_requested = int(answer["stop"]), int(answer["checkpoint"])
+            self.pending = self.spec.recorder.record.remote({**event, "phase_s": self.phases.take()})
 
-    def start(self, state: TrainState) -> None:
-        self._send({"kind": "start", "step": state.step, "world_size": self.world, "time_s": time.time()})
+    def start(self, state: TrainState, import_s: float) -> None:
+        """`import_s`: from the start of this process to its loop."""
+        where = {"step": state.step, "segment": self.spec.segment, "world_size": self.world}
+        self._send({"kind": "start", **where, "time_s": time.time(), "import_s": import_s})
 
     def step(self, state: TrainState, result: StepResult, rate: float, targets: int, wait_s: float) -> None:
         interval = self.interval
+        self.steps_here += 1
         interval.wait_s, interval.tokens, interval.steps = (
             interval.wait_s + wait_s,
             interval.tokens + self.spec.config.train.global_batch_tokens,
@@ -77,7 +83,7 @@ class Reporter:
             }
         )
         every = self.spec.config.train.log_every_steps
-        if state.step % every == 0 or state.step <= 1 or state.step == self.spec.config.total_steps:
+        if state.step % every == 0 or self.steps_here == 1 or state.step == self.spec.config.total_steps:
             self._flush(state, result)
 
     def _flush(self, state: TrainState, result: StepResult) -> None:
@@ -94,6 +100,7 @@ class Reporter:
         self._send(
             {
                 "kind": "steps",
+                "step": state.step,
                 "steps": self.waiting,
                 "tokens": state.tokens,
                 "tokens_per_s": rate,
@@ -115,8 +122,21 @@ class Reporter:
         self.interval = Interval()
 
     def checkpoint(self, state: TrainState) -> None:
-        self._send({"kind": "checkpoint", "step": state.step, "order_digest": state.order_digest})
+        self._send(
+            {
+                "kind": "checkpoint",
+                "step": state.step,
+                "order_digest": state.order_digest,
+                "weights_sha256": state.weights_sha256,
+            }
+        )
+        self.checkpoint_requested = 0  # what was asked for until now is done
         self.interval = Interval()
+
+    def preempted(self, state: TrainState, seconds_left: float | None) -> None:
+        self._send({"kind": "preempted", "step": state.step, "seconds_left": seconds_left, "time_s": time.time()})
+        if self.rank == 0:
+            ray.get(self.pending)
 
     def exhausted(self, state: TrainState) -> None:
         self._send({"kind": "exhausted", "step": state.step})
@@ -129,6 +149,7 @@ class Reporter:
                 "step": state.step,
                 "tokens": state.tokens,
                 "order_digest": state.order_digest,
+                "weights_sha256": state.weights_sha256,
             }
         )
         if self.rank == 0:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrainer.config import Config
+from pretrainer.lease import Fence
 from pretrainer.schema import SlotOrder
 
 
@@ -13,15 +14,19 @@ from pretrainer.schema import SlotOrder
 class WorkerSpec:
     """Everything a rank needs to know; sent once, picklable."""
 
-    config: Config
+    config: Config  # as the segment runs it
+    segment: int
+    end_step: int  # of the segment
     vocab_size: int
     order: SlotOrder
     data_uri: str
     run_uri: str
     fingerprint: str
     held_out_bytes: dict[str, int]
+    held_out_seq_len: int
     sample_prompt: tuple[int, ...]
     recorder: Any  # actor handle of recorder.Recorder
+    fence: Fence | None = None  # of the driver's lease; None where there is no driver
 
 
 @dataclass
@@ -32,3 +37,4 @@ class TrainState:
     tokens: int = 0
     order_digest: str = ""
     fingerprint: str = ""
+    weights_sha256: str | None = None  # of these weights, in exact mode

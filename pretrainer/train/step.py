@@ -113,8 +113,15 @@ def train_step(
     denominator = float(max(1, global_targets))
     local = accumulate_gradients(model, batches, dummies, denominator)
     (nll,) = all_reduce_sum([local.item()], local.device)
+    return apply_gradient(model, optimizer, nll / denominator, learning_rate, clip_norm)
+
+
+def apply_gradient(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, clip_norm: float
+) -> StepResult:
+    """Clip the model's gradient and update the weights, if loss and gradient are finite; clears the gradient."""
     norm = gradient_norm(model)
-    loss, grad_norm = nll / denominator, norm.item()
+    grad_norm = norm.item()
     applied = math.isfinite(loss) and math.isfinite(grad_norm)
     if applied:
         _update(model, optimizer, norm, learning_rate, clip_norm)

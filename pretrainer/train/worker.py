@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import asdict
 
 import ray
@@ -30,8 +31,11 @@ from pretrainer.train.audit import Audit
 from pretrainer.train.blocks import BlockSource
 from pretrainer.train.checkpoint import load_sharded, save_sharded
 from pretrainer.train.evaluate import Evaluation, evaluate
+from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic
 from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_sharded
+from pretrainer.train.parallel import build_model
+from pretrainer.train.phases import Phases, process_age_s, pulse_period_s
+from pretrainer.train.preemption import PreemptedError, PreemptionWatch, seconds_left
 from pretrainer.train.reporter import Reporter
 from pretrainer.train.schedule import learning_rate
 from pretrainer.train.spec import TrainState, WorkerSpec
@@ -41,12 +45,14 @@ log = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 64
 SAMPLE_TEMPERATURE = 0.5
+RESIZE_PATIENCE_S = 20.0
 
 
 def train_loop(spec: WorkerSpec) -> None:
     """Entry point of a rank under Ray Train; tells the recorder why before an error leaves."""
+    phases = _phases(spec)
     try:
-        _train(spec)
+        _train(spec, phases)
     except PretrainerError as error:
         ray.get(spec.recorder.fatal.remote(str(error), error.exit_code))
         raise
@@ -55,6 +61,15 @@ def train_loop(spec: WorkerSpec) -> None:
         if cause is not None:
             ray.get(spec.recorder.fatal.remote(str(cause), cause.exit_code))
         raise
+    finally:
+        phases.end()
+
+
+def _phases(spec: WorkerSpec) -> Phases:
+    context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
+    period_s = pulse_period_s(spec.config.train.stall_timeout_s)
+    rank, world = context.get_world_rank(), context.get_world_size()
+    return Phases(rank, world, os.getpid(), node, spec.recorder.pulse.remote, period_s).begin()
 
 
 def find_cause(error: BaseException) -> PretrainerError | None:
@@ -67,65 +82,89 @@ def find_cause(error: BaseException) -> PretrainerError | None:
     return None
 
 
-def _train(spec: WorkerSpec) -> None:
+def _train(spec: WorkerSpec, phases: Phases) -> None:
+    import_s = process_age_s()
     config, context = spec.config, ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if spec.fence is not None:
+        spec.fence.check()
     device = ray.train.torch.get_device()
+    phases.enter("load", 0)
     _set_threads(config)
-    model = build_sharded(config.model, spec.vocab_size, config.train, device)
+    model = build_model(config.model, spec.vocab_size, config.train, device)
     optimizer = build_optimizer(model, config.train)
     state = _restore(spec, model, optimizer)
     is_new = state is None
     if state is None:
         init_weights(model, config.run.seed)
         state = TrainState(fingerprint=spec.fingerprint)
-    reporter = Reporter(spec, rank, world, device)
-    reporter.start(state)
+    reporter = Reporter(spec, rank, world, device, phases)
+    reporter.start(state, import_s)
     held_out = load_held_out(spec, device)
-    audit = Audit(spec, rank, world)
+    audit = Audit.begin(spec, rank, world, state.step)
     if is_new:  # never a committed step again: Ray would keep it twice and fail when it deletes it the second time
-        _save(spec, model, optimizer, state, audit)
-        reporter.validation(state, validate(spec, model, held_out, rank, world))
-    total, every = config.total_steps, config.train
+        _save(spec, model, optimizer, state, audit, phases)
+        reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
+    total, end, every = config.total_steps, spec.end_step, config.train
     if state.step == total:  # the driver was lost between the last checkpoint and the summary
-        reporter.validation(state, validate(spec, model, held_out, rank, world))
-    blocks = BlockSource(spec, rank, world, state.step)
+        reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
+    blocks = BlockSource(spec, rank, world, state.step, phases)
+    watch = PreemptionWatch(rank)
+    block_sum = BlockSum(model, config.slot_blocks_per_step, every.global_batch_tokens) if every.exact else None
     stop = False
-    while state.step < total and not stop:
+    while state.step < end and not stop:
         step = state.step
         mine, wait_s = blocks.take(step)
+        phases.enter("agree", step)
         prepared = [_prepare(spec, step, number, batch, device) for number, batch in mine]
-        counts = [sum(slots.valid_targets(b) for _n, b in mine), blocks.missing(step, mine), reporter.stop_requested]
-        targets, missing, stops = all_reduce_sum(counts, device)
+        counts = [sum(slots.valid_targets(b) for _n, b in mine), blocks.missing(step, mine)]
+        asked = [reporter.stop_requested, reporter.checkpoint_requested, watch.due()]
+        targets, missing, stops, wanted, look = all_reduce_sum([*counts, *asked], device)
+        phases.enter("step", step)
         if missing:
             reporter.exhausted(state)
             break
-        micro = [one for _tokens, several in prepared for one in several]
-        most = slots.max_blocks(step, config.slot_blocks_per_step, world) * len(prepared[0][1])
         rate = learning_rate(config.train, step, total)
-        result = train_step(model, optimizer, micro, most - len(micro), int(targets), rate, config.train.clip_norm)
+        by_block = [micro for _tokens, micro in prepared]
+        if block_sum is not None:
+            result = exact_train_step(model, optimizer, by_block, int(targets), rate, every.clip_norm, block_sum)
+        else:
+            micro = [one for several in by_block for one in several]
+            most = slots.max_blocks(step, config.slot_blocks_per_step, world) * len(by_block[0])
+            result = train_step(model, optimizer, micro, most - len(micro), int(targets), rate, every.clip_norm)
         audit.add(step, mine, [tokens for tokens, _micro in prepared], result)
         state.step, state.tokens = step + 1, state.tokens + config.train.global_batch_tokens
         reporter.step(state, result, rate, int(targets), wait_s)
         stop = stops > 0
-        last = stop or state.step == total
+        last = stop or state.step == end
         if state.step % every.validate_every_steps == 0 or last:
-            reporter.validation(state, validate(spec, model, held_out, rank, world))
+            reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
         if state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last:
+            phases.enter("sample", state.step)
             ids = generate_in_lockstep(
                 model, spec.sample_prompt, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed=state.step, device=device
             )
             reporter.sample(state, [*spec.sample_prompt, *ids])
-        if state.step % every.checkpoint_every_steps == 0 or last:
-            _save(spec, model, optimizer, state, audit)
+        notice = watch.look() if look else None
+        if state.step % every.checkpoint_every_steps == 0 or last or wanted or notice is not None:
+            _save(spec, model, optimizer, state, audit, phases)
             reporter.checkpoint(state)
+        if notice is not None and not last:
+            reporter.preempted(state, seconds_left(notice))
+            raise PreemptedError(f"a node is taken away; step {state.step} is saved")
+        if wanted and not last:
+            phases.enter("resize", state.step)
+            time.sleep(RESIZE_PATIENCE_S)  # Ray ends this worker group now; what it would train would be lost
     if audit.lines_waiting:
-        _save(spec, model, optimizer, state, audit)
+        _save(spec, model, optimizer, state, audit, phases)
         reporter.checkpoint(state)
-    reporter.finish(state, "completed" if state.step == total else "stopped" if stop else "exhausted")
+    done = "completed" if state.step == total else "segment" if state.step == end else ""
+    reporter.finish(state, done or ("stopped" if stop else "exhausted"))
 
 
 def _set_threads(config: Config) -> None:
+    if config.train.exact:
+        return make_deterministic(config.train.threads_per_worker or 1)
     local = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(config.train.threads_per_worker or max(1, (os.cpu_count() or 1) // local))
 
@@ -147,10 +186,15 @@ def _prepare(
 
 
 def _save(
-    spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, audit: Audit
-) -> None:
+    spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, audit: Audit,
+    phases: Phases,
+) -> None:  # fmt: skip
     """Audit log, then the sharded checkpoint, then its commit by Ray Train (a barrier over all ranks)."""
+    phases.enter("checkpoint", state.step)
+    if spec.fence is not None and audit.rank == 0:
+        spec.fence.check()
     state.order_digest = audit.write(state)
+    state.weights_sha256 = agreed_digest(model) if spec.config.train.exact else None
     folder = tempfile.mkdtemp(prefix="pretrainer-checkpoint-")
     try:
         save_sharded(model, optimizer, asdict(state), folder)
@@ -183,7 +227,7 @@ def load_held_out(spec: WorkerSpec, device: torch.device) -> dict[str, list[Micr
     config, out = spec.config, {}
     for source in config.data.sources:
         table = from_ipc(Store(spec.data_uri).read(f"held_out/{source.name}.arrow"))
-        batches = [Batch.from_row(row, config.data.seq_len) for row in table.to_pylist()]
+        batches = [Batch.from_row(row, spec.held_out_seq_len) for row in table.to_pylist()]
         out[source.name] = [
             micro for b in batches if b.lengths.any() for micro in _prepare(spec, 0, b.block, b, device)[1]
         ]
@@ -191,9 +235,11 @@ def load_held_out(spec: WorkerSpec, device: torch.device) -> dict[str, list[Micr
 
 
 def validate(
-    spec: WorkerSpec, model: nn.Module, held_out: dict[str, list[MicroBatch]], rank: int, world: int
-) -> dict[str, Evaluation]:
+    spec: WorkerSpec, model: nn.Module, held_out: dict[str, list[MicroBatch]], rank: int, world: int, phases: Phases,
+    step: int,
+) -> dict[str, Evaluation]:  # fmt: skip
     """Held-out loss by source."""
+    phases.enter("validate", step)
     return {
         name: evaluate(model, batches, spec.held_out_bytes[name], rank, world) for name, batches in held_out.items()
     }

@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Ranks are forked from a server that has imported torch once; each spawned one pays 2 s of CPU for that.
+mp.set_forkserver_preload(["pretrainer.train.checkpoint", "pretrainer.train.parallel", "tests.train.samples"])
+
 
 def _main(rank: int, world: int, folder: str, function: Callable[..., Any], args: tuple) -> None:
     torch.set_num_threads(1)
@@ -25,5 +28,5 @@ def _main(rank: int, world: int, folder: str, function: Callable[..., Any], args
 def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """[function(rank, world, *args) for each rank], each in its own process with an initialised process group."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_main, (world, folder, function, args), nprocs=world)
+        mp.start_processes(_main, (world, folder, function, args), nprocs=world, start_method="forkserver")
         return [pickle.loads((Path(folder) / f"result{rank}").read_bytes()) for rank in range(world)]

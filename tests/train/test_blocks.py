@@ -16,6 +16,7 @@ import ray.train
 from pretrainer.errors import StreamError
 from pretrainer.schema import SLOT_BLOCK, Batch
 from pretrainer.train.blocks import BlockSource
+from pretrainer.train.phases import Phases
 from tests.train.specs import BLOCKS_PER_STEP, PATTERN, block, worker_spec
 
 
@@ -46,7 +47,7 @@ def dealt(step: int, rank: int, world: int, until: int = 60) -> list[int]:
 def blocks(monkeypatch: pytest.MonkeyPatch, numbers: list[int], rank: int, world: int, step: int) -> BlockSource:
     shards = {"train": Shard(numbers)}
     monkeypatch.setattr(ray.train, "get_dataset_shard", shards.__getitem__)
-    return BlockSource(worker_spec(), rank, world, step)
+    return BlockSource(worker_spec(), rank, world, step, Phases(rank, world, 0, "node", print, 5.0))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5])

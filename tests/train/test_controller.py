@@ -6,20 +6,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
     _CheckpointManagerState,
     _TrainingResultState,
 )
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
 from pretrainer.errors import StorageError
 from pretrainer.storage import Store
-from pretrainer.train.controller import CHECKPOINTS, SNAPSHOT, OrderedDataConfig, committed_checkpoint
+from pretrainer.train import controller
+from pretrainer.train.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoint
+from pretrainer.train.controller import FailureReport, OrderedDataConfig, failure_event, make_trainer
+from tests.train.specs import BLOCKS_PER_STEP, worker_spec
 
 # ----------------------------------------------------------------------------------------- the committed checkpoint
 
@@ -105,6 +113,41 @@ def test_what_this_ray_writes_is_what_is_read(run: Store) -> None:
     assert ray.__version__.startswith("2.60.")
 
 
+# ------------------------------------------------------------------------------------------------------ the trainer
+
+
+def test_every_worker_group_s_stream_starts_at_the_committed_step(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(controller, "TorchTrainer", lambda _loop, **arguments: given.update(arguments))
+    spec, started_at = worker_spec(), []
+    build: Any = started_at.append
+    make_trainer(spec.config, spec, run, build, use_gpu=False, data_cpus=1.0)
+    stream = given["datasets"]["train"]
+    stream()
+    run.write(f"{CHECKPOINTS}/step-000000009/.metadata", b"complete, but not committed")
+    for step in (7, 8):
+        latest = result(f"step-{step:09d}", {"step": step})
+        write(run, json.dumps(snapshot(latest)))
+        stream()
+    assert started_at == [0, 7 * BLOCKS_PER_STEP, 8 * BLOCKS_PER_STEP]
+
+
+def test_trainer_restarts_and_keeps_checkpoints_as_configured(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(controller, "ElasticTorchTrainer", lambda _loop, **arguments: given.update(arguments))
+    spec = worker_spec()
+    train = replace(spec.config.train, num_workers=(1, 3), max_failures=4, keep_checkpoints=2)
+    build: Any = None
+    make_trainer(replace(spec.config, train=train), spec, run, build, use_gpu=False, data_cpus=1.5)
+    assert given["train_loop_config"] is spec and isinstance(given["dataset_config"], OrderedDataConfig)
+    assert given["scaling_config"].num_workers == (1, 3)
+    policy = given["scaling_policy"]
+    assert policy.sizes == [1, 2, 3] and policy.data_cpus == 1.5 and policy.gate.stable_s == train.resize_stable_s
+    assert given["run_config"].failure_config.max_failures == -1, "failures in a row are counted by the driver"
+    assert [type(callback) for callback in given["run_config"].callbacks] == [FailureReport]
+    assert given["run_config"].checkpoint_config.num_to_keep == 2
+
+
 # -------------------------------------------------------------------------------------------------------- the split
 
 
@@ -135,3 +178,42 @@ def test_every_dataset_is_split_once(run: Store) -> None:
     shards: Any = OrderedDataConfig().configure(datasets, 2, None, None, later_argument_of_ray=1)
     assert shards == [{"a": "a-0", "b": "b-0"}, {"a": "a-1", "b": "b-1"}]
     assert len(first.calls) == len(second.calls) == 1
+
+
+# ------------------------------------------------------------------------------------------------------- failures
+
+
+class Preempted(Exception):
+    restart_reason = "preempted"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "words"),
+    [
+        (WorkerGroupError("ended", {1: ValueError("bad\nmore"), 0: OSError("disk")}), None, "OSError: disk; rank 1"),
+        (WorkerGroupError("ended", {0: Preempted("gone")}), "preempted", "Preempted: gone"),
+        (ControllerError(WorkerGroupStartupFailedError("died at import")), None, "died at import"),
+    ],
+)
+def test_a_failure_is_told_with_its_cause(error: Exception, reason: str | None, words: str) -> None:
+    event = failure_event(error)
+    assert event is not None and event["reason"] == reason and words in event["message"]
+
+
+def test_waiting_for_resources_and_a_running_group_are_no_failures() -> None:
+    assert failure_event(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
+    told: list[dict[str, Any]] = []
+    recorder: Any = SimpleNamespace(record=SimpleNamespace(remote=told.append))
+    report, nothing = FailureReport(recorder), SimpleNamespace()
+    report.after_controller_state_update(nothing, nothing)
+    assert told == []
+    failed = SimpleNamespace(training_failed_error=WorkerGroupError("ended", {0: OSError("disk")}))
+    report.after_controller_state_update(nothing, failed)
+    assert [event["ranks"] for event in told] == [[0]]
+
+
+def test_states_of_ray_s_controller_carry_the_error() -> None:
+    """What FailureReport relies on, in Ray 2.60."""
+    error = WorkerGroupError("ended", {0: OSError("disk")})
+    assert RestartingState(training_failed_error=error).training_failed_error is error
+    assert ReschedulingState(training_failed_error=error).training_failed_error is error

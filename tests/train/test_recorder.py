@@ -12,6 +12,7 @@ import pytest
 
 from pretrainer.errors import TrackingError
 from pretrainer.tracking import Tracker
+from pretrainer.train import recorder as module
 from pretrainer.train.recorder import Recorder
 
 
@@ -63,6 +64,7 @@ def test_replayed_step_is_tracked_once(notes: Notes) -> None:
     recorder = Recorder(notes)
     for event in (steps(1), steps(2, 3, 4), steps(3, 4, 5), steps(4), steps(6)):
         recorder.record(event)
+    assert recorder.flush(5) == 0
     assert numbers(notes.logged) == [[1], [2, 3, 4], [5], [], [6]]
     assert numbers(recorder.events) == numbers(notes.logged)
 
@@ -83,10 +85,20 @@ def test_totals_are_sums_over_intervals(notes: Notes) -> None:
 
 def test_stop_is_answered_from_the_request_on(notes: Notes) -> None:
     recorder = Recorder(notes)
-    assert recorder.record(steps(1)) is False
+    assert recorder.record(steps(1))["stop"] is False
     recorder.request_stop()
-    assert recorder.record(steps(2)) is True
-    assert recorder.record({"kind": "checkpoint", "step": 2, "order_digest": ""}) is True
+    assert recorder.record(steps(2))["stop"] is True
+    assert recorder.record({"kind": "checkpoint", "step": 2, "order_digest": ""})["stop"] is True
+
+
+def test_a_checkpoint_that_is_asked_for_is_answered_until_one_is_saved(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    assert recorder.record(steps(1))["checkpoint"] is False
+    recorder.request_checkpoint()
+    assert [recorder.record(steps(n))["checkpoint"] for n in (2, 3)] == [True, True]
+    assert recorder.record({"kind": "checkpoint", "step": 3, "order_digest": ""})["checkpoint"] is False
+    recorder.request_checkpoint()
+    assert recorder.record({"kind": "start", "step": 3, "world_size": 1})["checkpoint"] is False
 
 
 def test_fatal_is_an_event_with_message_and_exit_code(notes: Notes) -> None:
@@ -112,18 +124,21 @@ def test_new_driver_does_not_track_what_the_last_one_did(notes: Notes) -> None:
     recorder.record(steps(2, 3, 4))
     recorder.record({"kind": "validation", "step": 2, "sources": {}})
     recorder.record({"kind": "validation", "step": 4, "sources": {}})
+    assert recorder.flush(5) == 0
     assert numbers([e for e in notes.logged if e["kind"] == "steps"]) == [[4]]
     assert [e["step"] for e in notes.logged if e["kind"] == "validation"] == [4]
 
 
 def test_server_that_is_away_costs_nothing_but_delay(notes: Notes) -> None:
     recorder = Recorder(notes)
+    recorder.outbox._retry_s = 0.01
     notes.is_away = True
     recorder.record(steps(1))
     recorder.record(steps(2))
-    assert notes.logged == []
+    assert recorder.flush(0.05) == 2 and notes.logged == []
     notes.is_away = False
     recorder.record(steps(3))
+    assert recorder.flush(5) == 0
     assert numbers(notes.logged) == [[1], [2], [3]]
 
 
@@ -132,3 +147,41 @@ def test_start_and_finish_reach_the_tracker(notes: Notes) -> None:
     assert recorder.start() == "run-1"
     recorder.finish("stopped", {"a.txt": "text"})
     assert notes.closed == [("stopped", {"a.txt": "text"})]
+
+
+def test_events_that_never_arrive_are_said_at_the_end(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FINISH_PATIENCE_S", 0.05)
+    recorder, notes.is_away = Recorder(notes), True
+    recorder.record(steps(1))
+    with pytest.raises(TrackingError, match="has not taken the last 1 events"):
+        recorder.finish("completed", {})
+    assert notes.closed == []
+
+
+def pulse(rank: int, changes: int, world: int = 2, pid: int = 7) -> dict[str, Any]:
+    return {"rank": rank, "world": world, "pid": pid, "node": "n", "phase": "step", "step": 3, "block": None,
+            "changes": changes, "begun": True}  # fmt: skip
+
+
+def test_pulse_ages_tell_silence_from_standing_still(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now_s[0])
+    recorder = Recorder(notes)
+    recorder.pulse(pulse(0, 1))
+    recorder.pulse(pulse(1, 1))
+    now_s[0] = 110.0
+    recorder.pulse(pulse(0, 1))
+    assert [(p.rank, p.silent_s, p.unchanged_s) for p in recorder.pulses()] == [(0, 0.0, 10.0), (1, 10.0, 10.0)]
+    recorder.pulse(pulse(1, 2))
+    recorder.pulse(pulse(0, 1, pid=8))  # another process may count to the same number
+    assert [p.unchanged_s for p in recorder.pulses()] == [0.0, 0.0]
+
+
+def test_pulses_of_a_group_that_ended_are_dropped(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    for rank in range(3):
+        recorder.pulse(pulse(rank, 1, world=3))
+    recorder.pulse(pulse(0, 1, world=2))
+    assert [(p.rank, p.world) for p in recorder.pulses()] == [(0, 2)]
+    recorder.forget_pulses()
+    assert recorder.pulses() == []

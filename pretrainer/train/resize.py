@@ -1,0 +1,77 @@
+"""When a run changes its number of workers: plain arithmetic and a small state machine, without Ray.
+
+A step has G slot blocks, so W workers need ceil(G / W) rounds: a size is *useful* when it needs fewer rounds than the
+next smaller one. A run starts and grows only to useful sizes. It grows when a larger size has been possible without a
+break for `stable_s`, and only right after a checkpoint that was asked for, so that no step is trained twice. When the
+growth did not last, the next one has to wait twice as long, so a flapping node cannot keep the run restarting.
+It shrinks when workers are lost or preempted, which is a failure or a preemption and no resize, and when a lost node
+leaves so few CPUs beside the trainers that their own data starves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+BACKOFF_LIMIT = 64
+"""`stable_s` is doubled after each growth that did not last, up to this factor."""
+
+
+def useful_sizes(blocks_per_step: int, smallest: int, largest: int) -> list[int]:
+    """World sizes from smallest to largest with fewer rounds per step than the one below; the smallest counts."""
+    rounds = [-(-blocks_per_step // size) for size in range(smallest, largest + 1)]
+    below = [rounds[0] + 1, *rounds]
+    return [smallest + i for i, count in enumerate(rounds) if count < below[i]]
+
+
+def best_size(sizes: list[int], possible: int) -> int | None:
+    """The largest useful size that fits, or None when not even the smallest does."""
+    return max((size for size in sizes if size <= possible), default=None)
+
+
+Verdict = Literal["stay", "checkpoint", "grow", "shrink"]
+
+
+@dataclass
+class GrowthGate:
+    """Decides about growth at each look at the cluster; times are monotonic seconds, given by the caller."""
+
+    stable_s: float
+    factor: int = 1
+    since_s: float | None = None  # a larger size has been possible from then on
+    asked_at_step: int | None = None  # the committed step when a checkpoint was asked for
+    grown_at_s: float | None = None
+
+    @property
+    def wait_s(self) -> float:
+        return self.stable_s * self.factor
+
+    def look(self, now_s: float, size: int, possible: int | None, room: int, committed_step: int) -> Verdict:
+        """What to do: `size` workers run, `possible` is the best size now, `committed_step` has the last checkpoint.
+
+        room: how many workers leave the data stages their CPUs.
+        """
+        if room < size and possible is not None and possible < size:
+            return "shrink"
+        if possible is None or possible <= size:
+            self.since_s = self.asked_at_step = None
+            return "stay"
+        if self.since_s is None:
+            self.since_s = now_s
+        if now_s - self.since_s < self.wait_s:
+            return "stay"
+        if self.asked_at_step is None:
+            self.asked_at_step = committed_step
+            return "checkpoint"
+        if committed_step == self.asked_at_step:
+            return "stay"
+        self.since_s = self.asked_at_step = None
+        self.grown_at_s = now_s
+        return "grow"
+
+    def restarted(self, now_s: float) -> None:
+        """The workers were lost: a growth that did not last as long as it had waited makes the next one wait longer."""
+        if self.grown_at_s is not None:
+            short = now_s - self.grown_at_s < 4 * self.wait_s
+            self.factor = min(BACKOFF_LIMIT, 2 * self.factor) if short else 1
+        self.since_s = self.asked_at_step = self.grown_at_s = None
