@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import socket
 import sys
@@ -66,6 +67,7 @@ class Cluster:
     nodes: int
     dashboard: str | None
     started_here: bool
+    node_memory_bytes: float = math.inf  # what the largest node has for processes; inf where nobody knows
 
 
 NOISE = (
@@ -94,6 +96,7 @@ def cluster(config: Config) -> Iterator[Cluster]:
     """Join the cluster of this machine or job, or start one on this machine; leaves it as it was found."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # its 60 are most of a recovery
     address = running_cluster(config)
     quiet_noise()
     joined = _start(config) if address is None else _join(config, address)
@@ -172,11 +175,12 @@ def _start(config: Config) -> Cluster:
 
 def _describe(dashboard: str | None, started_here: bool) -> Cluster:
     resources = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     return Cluster(
         resources.get("CPU", 0.0),
         resources.get("GPU", 0.0),
-        nodes,
+        len(nodes),
         f"http://{dashboard}" if dashboard else None,
         started_here,
+        max((node["Resources"].get("memory", math.inf) for node in nodes), default=math.inf),
     )

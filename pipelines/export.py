@@ -21,7 +21,7 @@ from pretrainer.errors import UserError
 from pretrainer.model.hf import to_hf
 from pretrainer.storage import Store, resolve_run
 from pretrainer.train.checkpoint import load_full_state_dict
-from pretrainer.train.controller import CHECKPOINTS, committed_checkpoint
+from pretrainer.train.committed import CHECKPOINTS, committed_checkpoint
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -11,13 +11,18 @@ from pipelines.cli import Cluster, cluster, running_cluster
 from pretrainer.config import Config
 from pretrainer.data.mixture import make_mixture, mixing_weights
 from pretrainer.data.pipeline import data_cpus
-from pretrainer.data.prologue import manifest_bytes
 from pretrainer.data.source import Manifest
 from pretrainer.data.units import UnitPlan
 from pretrainer.errors import ConfigError
-from pretrainer.model.flops import flops_per_token, memory_estimate_bytes
+from pretrainer.model.flops import (
+    check_exact_memory,
+    exact_memory_estimate_bytes,
+    flops_per_token,
+    memory_estimate_bytes,
+)
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store
+from pretrainer.train.resize import useful_sizes
 from pretrainer.train.schedule import multiplier
 
 BLOCKS_PER_S_OF_A_SPLIT = 100  # measured: one split deals about 220 blocks/s on 2 cores
@@ -45,8 +50,8 @@ def uses_gpu(config: Config, cluster: Cluster) -> bool:
     )
 
 
-def check(config: Config, run: Store, cluster: Cluster) -> Manifest:
-    """Raise a UserError for whatever can be seen to fail; returns the live manifest."""
+def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -> Manifest:
+    """Raise a UserError for whatever can be seen to fail; returns the live manifest. `training`: it needs trainers."""
     run.check_writable()
     multiplier(config.train.schedule, 0, config.total_steps, config.train.warmup_steps, config.train.min_lr_ratio)
     manifest = Manifest.build(config.data.sources)
@@ -55,8 +60,10 @@ def check(config: Config, run: Store, cluster: Cluster) -> Manifest:
             f"run.storage={config.run.storage!r} is a folder of one machine and the cluster has {cluster.nodes} nodes: "
             "use an object store (s3://…, gs://…), or set cluster.shared_storage=true if all nodes mount this folder"
         )
-    _check_cpus(config, cluster)
-    _check_length(config, manifest)
+    if training:
+        _check_cpus(config, cluster)
+        _check_exact(config, cluster)
+        _check_length(config, manifest)
     return manifest
 
 
@@ -76,9 +83,19 @@ def _check_cpus(config: Config, cluster: Cluster) -> None:
         )
 
 
+def _check_exact(config: Config, cluster: Cluster) -> None:
+    """Replicas on CPU must fit into a node's memory; those on a GPU are checked by the worker, who can see it."""
+    if not config.train.exact or config.cluster.autoscaling or uses_gpu(config, cluster):
+        return
+    together = -(-config.train.worker_range[0] // cluster.nodes)  # workers of the node that has most
+    where = f"the cluster's largest node, for each of {together} workers on it,"
+    half = config.train.precision == "bfloat16"
+    check_exact_memory(config.model, config.tokenizer.vocab_size, half, cluster.node_memory_bytes / together, where)
+
+
 def _check_length(config: Config, manifest: Manifest) -> None:
     """Refuse now, not after a week, a source that cannot reach the asked tokens even if every byte became a token."""
-    sizes = [manifest_bytes(manifest, i) for i in range(len(config.data.sources))]
+    sizes = manifest.source_bytes()
     mixture = make_mixture(mixing_weights(config.data.sources, sizes), config.data.mix_cycle)
     for i, (source, size) in enumerate(zip(config.data.sources, sizes, strict=True)):
         wanted = config.total_steps * config.train.global_batch_tokens * mixture.shares[i] / mixture.cycle
@@ -99,13 +116,17 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
     parameters = parameter_count(config.model, vocab_size)
     per_token = flops_per_token(config.model, vocab_size, data.seq_len)
     tokens = config.total_steps * train.global_batch_tokens
-    sizes = [manifest_bytes(manifest, i) for i in range(len(data.sources))]
+    sizes = manifest.source_bytes()
     mixture = make_mixture(mixing_weights(data.sources, sizes), data.mix_cycle)
     lo, hi = train.worker_range
     slot_tokens = data.seq_len * data.slot_sequences
     # What auto becomes is known on the worker alone: count the larger type.
     precision: Literal["float32", "bfloat16"] = "float32" if train.precision == "auto" else train.precision
-    memory_bytes = memory_estimate_bytes(config.model, vocab_size, hi, precision)
+    memory_bytes = (
+        exact_memory_estimate_bytes(config.model, vocab_size, precision)
+        if train.exact
+        else memory_estimate_bytes(config.model, vocab_size, hi, precision)
+    )
     rows = [
         (
             "model",
@@ -121,7 +142,7 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
         ("batch", f"{config.slot_blocks_per_step} slot blocks of {data.slot_sequences} x {data.seq_len} tokens"),
         (
             "workers",
-            f"{lo} to {hi}, useful sizes {useful_sizes(config.slot_blocks_per_step, hi)}"
+            f"{lo} to {hi}, useful sizes {useful_sizes(config.slot_blocks_per_step, lo, hi)}"
             if lo != hi
             else f"{hi} on {'GPU' if uses_gpu(config, cluster) else 'CPU'}, {train.cpus_per_worker:g} CPU each",
         ),
@@ -149,8 +170,3 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
             )
         )
     return [f"  {name:<22}{text}" for name, text in rows]
-
-
-def useful_sizes(blocks_per_step: int, largest: int) -> Sequence[int]:
-    """World sizes at which a step takes fewer micro-batches than at the next smaller one."""
-    return [w for w in range(1, largest + 1) if w == 1 or -(-blocks_per_step // w) < -(-blocks_per_step // (w - 1))]

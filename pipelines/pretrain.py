@@ -11,21 +11,22 @@ The same command continues a run that was interrupted, at the step after its las
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 
 from pipelines.cli import Cluster, cluster, config_parser, read_config, run_main
 from pipelines.preflight import check, local_cluster, plan_lines
 from pipelines.progress import Console
-from pipelines.results import already_complete, finish
-from pipelines.session import Session, train
 from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
-from pretrainer.data.prologue import Frozen, freeze
+from pretrainer.data.prologue import Frozen, accept, freeze
+from pretrainer.data.source import Manifest
 from pretrainer.errors import ConfigError
+from pretrainer.lease import Lease, hold
 from pretrainer.model.presets import resolve
 from pretrainer.storage import Store, resolve_run
-from pretrainer.train.controller import committed_checkpoint
+from pretrainer.train.committed import committed_checkpoint
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,12 +70,26 @@ def pretrain(config: Config, run: Store, there: Cluster, started_s: float) -> in
     done = already_complete(run, config)
     if done is not None:
         return done
+    where = f"dashboard {there.dashboard}" if there.dashboard else ""
+    with hold(run, where, config.cluster.heartbeat_s, config.cluster.takeover_s) as lease:
+        return drive(config, run, there, started_s, console, manifest, lease)
+
+
+def drive(
+    config: Config, run: Store, there: Cluster, started_s: float, console: Console, manifest: Manifest, lease: Lease
+) -> int:
+    """The run's only driver, until the lease is lost."""
     console.plan(run, there, plan_lines(config, manifest, there, config.tokenizer.vocab_size))
-    run.write("config.yaml", to_yaml(config).encode())
     data = freeze(config, run.child("data"))
     refuse_changed_stream(run, data)
+    accept(data, run.child("data"))
+    run.write("config.yaml", to_yaml(config).encode())
     console.data(data)
-    session = Session.open(config, run, data, there, started_s)
+    # With torch behind them, and only behind the checks: a mistake is told in two seconds instead of five.
+    from pipelines.results import finish
+    from pipelines.session import Session, train
+
+    session = Session.open(config, run, data, there, started_s, lease)
     outcome = train(session, console)
     return finish(session, outcome, console)
 
@@ -87,6 +102,21 @@ def refuse_changed_stream(run: Store, data: Frozen) -> None:
             f"run {run.uri} has trained {committed[1]:,} steps on another stream of tokens; since then changed: "
             f"{', '.join(data.changes)}. Put it back, or give the new run another run.name"
         )
+
+
+def already_complete(run: Store, config: Config) -> int | None:
+    """Exit code 0 and the old result when this run has reached its last step before; None when there is work to do."""
+    try:
+        summary = json.loads(run.read("summary.json"))
+    except FileNotFoundError:
+        return None
+    if summary["status"] != "completed" or summary["steps"] < config.total_steps:
+        return None
+    print(
+        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']}. "
+        f"Raise train.steps to go on, or give another run.name to begin again"
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.cli import Cluster
 from pretrainer.config import Config
+from pretrainer.data.curriculum import Segment, epochs_needed
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.storage import Store
+
+REPETITION_PAYS = 4
+"""Epochs up to which repeated tokens are nearly as good as new ones: Muennighoff et al. 2023, arXiv:2305.16264."""
 
 
 class Console:
@@ -20,6 +25,7 @@ class Console:
         self.started_s = started_s
         self.config = config
         self.frozen: Frozen | None = None
+        self.starts_told = 0
 
     def say(self, text: str = "") -> None:
         print(text, flush=True)
@@ -41,16 +47,42 @@ class Console:
                 f"  held out of {name}: {held.documents:,} documents, {held.bytes:,} bytes; bits per byte of gzip -9 "
                 f"{held.gzip_bits_per_byte:.3f}, of unigram tokens {held.unigram_bits_per_byte:.3f}"
             )
-        shares = ", ".join(
-            f"{s.name} {n}/{data.mixture.cycle}"
-            for s, n in zip(self.config.data.sources, data.mixture.shares, strict=True)
-        )
-        self.say(f"  mixture: {shares} of the slot blocks")
+        self._epochs(data)
+        for segment in data.segments:
+            self.say(f"  {self._segment(segment)}")
         for name in data.changes:
             self.say(f"  changed since the last start, so a new ledger is begun: {name}")
 
-    def event(self, event: dict[str, Any]) -> None:
-        """A line or a few for an event of the recorder, where it deserves one."""
+    def _epochs(self, data: Frozen) -> None:
+        """How often the run passes through each source; more than 4 times is known to pay less and less."""
+        ratios = [held.tokens / held.bytes for held in data.held_out.values()]
+        tokens = [size * ratio for size, ratio in zip(data.sizes, ratios, strict=True)]
+        needed = epochs_needed(data.segments, self.config.train.global_batch_tokens, tokens)
+        for source, has, epochs in zip(self.config.data.sources, tokens, needed, strict=True):
+            warning = ""
+            if epochs > source.max_epochs:
+                warning = f"; more than max_epochs={source.max_epochs}: the run may end early"
+            elif epochs > REPETITION_PAYS:
+                warning = f"; past {REPETITION_PAYS} epochs repeated data is worth little (arXiv:2305.16264)"
+            self.say(f"  source {source.name}: about {has:,.0f} tokens an epoch, the run takes {epochs:.2f}{warning}")
+
+    def _segment(self, segment: Segment) -> str:
+        order, names = segment.order, [source.name for source in self.config.data.sources]
+        shares = ", ".join(
+            f"{name} {n}/{order.mixture.cycle} (asked {asked:.4f})"
+            for name, n, asked in zip(names, order.shares, segment.asked, strict=True)
+            if n
+        )
+        return (
+            f"steps {segment.first_step:,} to {segment.end_step:,}: slot blocks of {segment.slot_sequences} x "
+            f"{segment.seq_len} tokens, {shares}"
+        )
+
+    def event(self, event: dict[str, Any], starts: Sequence[dict[str, Any]] = ()) -> None:
+        """A line or a few for an event of the recorder, where it deserves one; `starts` as in starts.json."""
+        if event["kind"] == "steps" and starts and starts[-1].get("seconds") and len(starts) != self.starts_told:
+            self.starts_told = len(starts)
+            self.say(f"{self._clock()} {start_line(starts[-1]['seconds'])}")
         printer = getattr(self, f"_{event['kind']}", None)
         if printer is not None and self.frozen is not None:
             printer(event, self.frozen)
@@ -94,8 +126,29 @@ class Console:
     def _checkpoint(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} checkpoint of step {event['step']:,}, order digest {event['order_digest'][:16]}")
 
+    def _preempted(self, event: dict[str, Any], data: Frozen) -> None:
+        left = "" if event["seconds_left"] is None else f" in {event['seconds_left']:.0f} s"
+        self.say(f"{self._clock()} a node is taken away{left}: step {event['step']:,} is saved, the workers move")
+
+    def _failure(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(f"{self._clock()} the workers ended ({event['reason'] or 'failure'}): {event['message']}")
+
+    def _stall(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(f"{self._clock()} stalled: {event['message']}; the workers restart from the last checkpoint")
+
     def _clock(self) -> str:
         return f"[{_duration(time.time() - self.started_s)}]"
+
+
+def start_line(seconds: dict[str, float]) -> str:
+    """What the time from the driver's start, or from the failure, to the first step went to."""
+    parts = ", ".join(f"{name.replace('_', ' ')} {s:.1f}" for name, s in seconds.items() if name != "total")
+    return f"first step of this start after {seconds['total']:.1f} s ({parts})"
+
+
+def goodput_lines(goodput: dict[str, Any]) -> list[str]:
+    """One line per category, adding up to 100 % of the workers' time."""
+    return [f"  {name.replace('_', ' '):<16}{share:7.1%}" for name, share in goodput["share"].items()]
 
 
 def decode(data: Frozen, ids: list[int]) -> str:

@@ -14,46 +14,39 @@ from typing import Any
 import ray
 
 from pipelines.export import export_checkpoint
-from pipelines.progress import Console, decode
+from pipelines.packing_report import packing_counts, packing_lines
+from pipelines.progress import Console, decode, goodput_lines
 from pipelines.session import Outcome, Session
-from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
+from pretrainer.data.curriculum import realised_shares
 from pretrainer.data.ledger import ChunkRecord
+from pretrainer.data.lines import begun_lines, open_line
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
+from pretrainer.errors import TrackingError
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store
-from pretrainer.train.controller import committed_checkpoint
+from pretrainer.train.committed import committed_checkpoint
 
 log = logging.getLogger(__name__)
 
 DEDUP_REASONS = {"exact": ("duplicate_exact",), "near": ("duplicate_near",)}
 
 
-def already_complete(run: Store, config: Config) -> int | None:
-    """Exit code 0 and the old result when this run has reached its last step before; None when there is work to do."""
-    try:
-        summary = json.loads(run.read("summary.json"))
-    except FileNotFoundError:
-        return None
-    if summary["status"] != "completed" or summary["steps"] < config.total_steps:
-        return None
-    print(
-        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']}. "
-        f"Raise train.steps to go on, or give another run.name to begin again"
-    )
-    return 0
-
-
 def finish(session: Session, outcome: Outcome, console: Console) -> int:
     """Export, summarise, close the MLflow run with the true status; returns the exit code."""
+    session.lease.fence.check()
     committed = committed_checkpoint(session.run)
     exported = None
     if committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped"):
         exported = export(session, committed[0])
     summary = summarise(session, outcome, committed, exported)
+    summary["goodput"] = session.supervisor.close(summary["tokens"], summary["steps"])
     session.run.write("summary.json", json.dumps(summary, indent=1).encode())
-    ray.get(session.recorder.finish.remote(outcome.status, artifacts(session, outcome, summary)))
+    try:
+        ray.get(session.recorder.finish.remote(outcome.status, artifacts(session, outcome, summary)))
+    except TrackingError as error:
+        console.say(f"warning: {error.args[0]}; summary.json and the checkpoints are complete without it")
     console.say(table(session, summary, outcome))
     if outcome.message:
         print(f"\nerror: {outcome.message}", file=sys.stderr if outcome.exit_code else sys.stdout, flush=True)
@@ -70,8 +63,13 @@ def export(session: Session, checkpoint: str) -> str:
 
 
 def document_counts(data: Frozen) -> dict[str, dict[str, Any]]:
-    """By source: documents read, kept and dropped by reason, dead letters, tokens, from the committed ledger."""
-    return {plan.source.name: _count(list(plan.ledger.records())) for plan in data.plans}
+    """By source: documents read, kept and dropped by reason, dead letters, tokens, packing and order, as committed."""
+    store = Store(data.plans[0].data_uri)
+    lines = [open_line(store, data.plans, data.segments, line, 0) for line in begun_lines(store, data.segments)]
+    return {
+        plan.source.name: _count(list(plan.ledger.records())) | packing_counts([line[i] for line in lines])
+        for i, plan in enumerate(data.plans)
+    }
 
 
 def _count(records: list[ChunkRecord]) -> dict[str, Any]:
@@ -114,8 +112,9 @@ def summarise(
         "parameters": parameter_count(config.model, data.vocab_size),
         "vocab_size": data.vocab_size,
         "world_sizes": sorted({start["world_size"] for start in session.starts}),
-        "restarts": max(0, len(session.starts) - 1),
+        "restarts": len(session.starts) - len({start["segment"] for start in session.starts}),
         "order_digest": digests[-1]["order_digest"] if digests else "",
+        "weights_sha256": digests[-1]["weights_sha256"] if digests else None,
         "fingerprint": data.fingerprint,
         "documents": {
             "read": sum(c["read"] for c in by_source.values()),
@@ -125,7 +124,7 @@ def summarise(
         },
         "dedup": {kind: sum(dropped[r] for r in reasons) for kind, reasons in DEDUP_REASONS.items()},
         "sources": by_source,
-        "mixture": {s.name: n for s, n in zip(config.data.sources, data.mixture.shares, strict=True)},
+        "mixture": mixture(session, done),
         "time_to_first_step_s": first_step_s,
         "tokens_per_s": totals["tokens"] / max(1e-9, totals["elapsed_s"]),
         "data_wait_fraction": totals["data_wait_s"] / max(1e-9, totals["elapsed_s"]),
@@ -134,6 +133,13 @@ def summarise(
         "checkpoint": session.run.child(committed[0]).uri if committed else None,
         "export": exported,
     }
+
+
+def mixture(session: Session, step: int) -> dict[str, dict[str, float]]:
+    """By source, its share of the slot blocks: asked, and realised up to a step."""
+    shares = realised_shares(session.data.segments, step, session.config.slot_blocks_per_step)
+    names = [source.name for source in session.config.data.sources]
+    return {name: {"asked": a, "realised": r} for name, (a, r) in zip(names, shares, strict=True)}
 
 
 def held_out_result(outcome: Outcome, data: Frozen) -> dict[str, Any]:
@@ -181,6 +187,7 @@ def document_table(by_source: dict[str, dict[str, Any]]) -> list[str]:
             f"    {reason:<32}{n:>10,}  {n / max(1, count['read']):6.1%}"
             for reason, n in sorted(count["dropped"].items(), key=lambda item: -item[1])
         ]
+        lines += packing_lines(count)
     return lines
 
 
@@ -206,11 +213,18 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
             f"first step after {number(summary['time_to_first_step_s'], '.1f')} s, all {summary['wall_s']:.0f} s, "
             f"{summary['restarts']} restarts",
         ),
+        (
+            "goodput",
+            f"{summary['goodput']['fraction']:.1%}, {summary['goodput']['tokens_per_worker_s']:,.0f} "
+            "useful tokens per worker and second",
+        ),
         ("order digest", summary["order_digest"]),
+        *([("weights SHA-256", summary["weights_sha256"])] if summary["weights_sha256"] else []),
         ("checkpoint", summary["checkpoint"]),
         ("export", summary["export"]),
         ("MLflow", f"mlflow ui --backend-store-uri {summary['mlflow']['uri']}"),
         ("try it", f'python -m pipelines.generate {session.run.uri} --prompt "def main"'),
     ]
-    lines = ["", "documents", *document_table(summary["sources"]), "", "result"]
+    goodput = ["goodput: share of the workers' time", *goodput_lines(summary["goodput"])]
+    lines = ["", "documents", *document_table(summary["sources"]), "", *goodput, "", "result"]
     return "\n".join(lines + [f"  {name:<16}{value}" for name, value in rows])

@@ -19,13 +19,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.cli import Cluster
 from pipelines.preflight import uses_gpu
 from pipelines.progress import Console
+from pipelines.supervise import Supervisor, read_json
 from pretrainer.config import Config
-from pretrainer.data.pipeline import build_stream
+from pretrainer.data.curriculum import Curriculum, Segment
+from pretrainer.data.lines import open_line
+from pretrainer.data.pipeline import build_stream, data_cpus
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
+from pretrainer.lease import Lease
 from pretrainer.schema import from_ipc
 from pretrainer.storage import Store
 from pretrainer.tracking import Tracker, default_uri
+from pretrainer.train.committed import committed_checkpoint
 from pretrainer.train.controller import make_trainer
 from pretrainer.train.recorder import Recorder
 from pretrainer.train.spec import WorkerSpec
@@ -49,14 +54,22 @@ class Session:
     recorder: Any
     mlflow_uri: str
     mlflow_run_id: str
-    starts: list[dict[str, Any]] = field(default_factory=list)  # of worker groups, over all starts of the run
+    lease: Lease
+    supervisor: Supervisor
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """Of worker groups, over all starts of the run."""
+        return self.supervisor.starts
 
     @classmethod
-    def open(cls, config: Config, run: Store, data: Frozen, cluster: Cluster, started_s: float) -> Session:
+    def open(
+        cls, config: Config, run: Store, data: Frozen, cluster: Cluster, started_s: float, lease: Lease
+    ) -> Session:
         uri, artifacts = (
             (config.tracking.uri, None) if config.tracking.uri else default_uri(config.run.storage, run.is_local)
         )
-        known = _read_json(run, "mlflow.json") or {}
+        known = read_json(run, "mlflow.json") or {}
         tracker = Tracker(
             uri,
             config.tracking.experiment,
@@ -71,12 +84,9 @@ class Session:
         recorder = actor.options(num_cpus=0, scheduling_strategy=here).remote(tracker)
         run_id: Any = ray.get(recorder.start.remote())
         run.write("mlflow.json", json.dumps({"uri": uri, "run_id": run_id}).encode())
-        return cls(config, run, data, cluster, started_s, recorder, uri, run_id, _read_json(run, "starts.json") or [])
-
-    def add_start(self, event: dict[str, Any]) -> None:
-        """A worker group started: kept in the run folder, so that restarts are counted over all starts of the run."""
-        self.starts.append({k: event[k] for k in ("step", "world_size", "time_s")})
-        self.run.write("starts.json", json.dumps(self.starts).encode())
+        order = Curriculum(data.segments, config.slot_blocks_per_step)
+        supervisor = Supervisor(config, run, recorder, order, lease, started_s)
+        return cls(config, run, data, cluster, started_s, recorder, uri, run_id, lease, supervisor)
 
 
 @dataclass
@@ -93,14 +103,28 @@ class Outcome:
 
 
 def train(session: Session, console: Console) -> Outcome:
-    """Run the trainer to its end, printing what happens; a stop signal becomes a checkpoint and a clean end."""
-    outcome, failure = Outcome(), []
+    """Train one segment after the other from where the run stands, printing what happens."""
+    outcome = Outcome()
+    committed = committed_checkpoint(session.run)
+    step = committed[1] if committed else 0
+    for segment in session.data.segments:
+        if step < segment.end_step or segment is session.data.segments[-1]:
+            train_segment(session, segment, outcome, console)
+            if outcome.status != "segment":
+                break
+    return outcome
+
+
+def train_segment(session: Session, segment: Segment, outcome: Outcome, console: Console) -> None:
+    """Run the trainer to the segment's end; a stop signal becomes a checkpoint and a clean end."""
+    failure: list[Exception] = []
     trainer = make_trainer(
         session.config,
-        worker_spec(session),
+        worker_spec(session, segment),
         session.run,
-        _stream(session.config, session.data),
+        _stream(session, segment),
         uses_gpu(session.config, session.cluster),
+        data_cpus(session.config.data),
     )
 
     def fit() -> None:
@@ -110,32 +134,34 @@ def train(session: Session, console: Console) -> Outcome:
             failure.append(error)
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    before = len(outcome.events)
     with stop_signals(session) as stop:
         thread.start()
         while thread.is_alive() and not outcome.of("fatal") and not stop.overdue():
             thread.join(POLL_S)
             _follow(session, outcome, console)
     _follow(session, outcome, console)
-    _judge(session, outcome, failure)
-    return outcome
+    _judge(session, outcome, before, failure)
 
 
-def _stream(config: Config, data: Frozen) -> Any:
-    plans, mixture, look_ahead = data.plans, data.mixture, max(64, 8 * config.slot_blocks_per_step)
-    return lambda first_block: build_stream(plans, mixture, first_block, look_ahead)
+def _stream(session: Session, segment: Segment) -> Any:
+    data, per_step = session.data, session.config.slot_blocks_per_step
+    plans = open_line(Store(data.plans[0].data_uri), data.plans, data.segments, segment.line, per_step)
+    order, look_ahead = segment.order, max(64, 8 * per_step)
+    return lambda first_block: build_stream(plans, order, first_block, look_ahead)
 
 
 def _follow(session: Session, outcome: Outcome, console: Console) -> None:
     for event in ray.get(session.recorder.events_from.remote(len(outcome.events))):
         outcome.events.append(event)
-        if event["kind"] == "start":
-            session.add_start(event)
-        console.event(event)
+        session.supervisor.notice(event)
+        console.event(event, session.starts)
+    session.supervisor.look(outcome.events)
 
 
-def _judge(session: Session, outcome: Outcome, failure: list[Exception]) -> None:
-    """Status, exit code and message from what was seen."""
-    fatal, finished = outcome.of("fatal"), outcome.of("finish")
+def _judge(session: Session, outcome: Outcome, before: int, failure: list[Exception]) -> None:
+    """Status, exit code and message from what was seen in the segment, whose events are those from `before` on."""
+    fatal, finished = outcome.of("fatal"), [e for e in outcome.events[before:] if e["kind"] == "finish"]
     if fatal:
         outcome.status, outcome.message, outcome.exit_code = "failed", fatal[0]["message"], fatal[0]["exit_code"]
     elif failure:
@@ -149,7 +175,7 @@ def _judge(session: Session, outcome: Outcome, failure: list[Exception]) -> None
             outcome.status, outcome.exit_code = "stopped", 2
             outcome.message = (
                 f"the sources are exhausted after {finished[-1]['step']:,} of {session.config.total_steps:,} steps: "
-                "raise max_epochs of the sources or lower train.steps; everything up to there was trained and exported"
+                "lower train.steps, or give a new run a larger max_epochs; what was trained up to there is exported"
             )
     else:
         outcome.status, outcome.message = "stopped", "stopped before the workers could save; the same command continues"
@@ -190,18 +216,22 @@ def stop_signals(session: Session) -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def worker_spec(session: Session) -> WorkerSpec:
+def worker_spec(session: Session, segment: Segment) -> WorkerSpec:
     data = session.data
     return WorkerSpec(
-        config=session.config,
+        config=segment.of(session.config),
+        segment=segment.index,
+        end_step=segment.end_step,
         vocab_size=data.vocab_size,
-        order=data.mixture,
+        order=segment.order,
         data_uri=data.plans[0].data_uri,
         run_uri=session.run.uri,
         fingerprint=data.fingerprint,
         held_out_bytes={name: held.bytes for name, held in data.held_out.items()},
+        held_out_seq_len=session.config.data.seq_len,
         sample_prompt=sample_prompt(data),
         recorder=session.recorder,
+        fence=session.lease.fence,
     )
 
 
@@ -225,10 +255,3 @@ def git_commit() -> str:
     """Commit of the working directory, or "unknown" outside a checkout."""
     found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
-
-
-def _read_json(run: Store, name: str) -> Any:
-    try:
-        return json.loads(run.read(name))
-    except FileNotFoundError:
-        return None

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     sizes, config = parse_sizes(options.compare), read_config(options)
     with cluster(config):
-        from pretrainer.data.prologue import sample_documents  # reads through Ray, so only behind the checks above
+        # It reads through Ray, so only behind the checks above.
+        from pretrainer.data.tokenizer_freeze import sample_documents
 
         samples = sample_documents(config)
     languages = {source.name: source.preset for source in config.data.sources}

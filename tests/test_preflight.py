@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipelines.cli import Cluster
-from pipelines.preflight import _check_cpus, _check_length, check, plan_lines, useful_sizes, uses_gpu
+from pipelines.preflight import _check_cpus, _check_exact, _check_length, check, plan_lines, uses_gpu
 from pretrainer.config import ClusterConfig, Config, DataConfig, RunConfig, SourceConfig, TrainConfig
 from pretrainer.data.source import Manifest
 from pretrainer.errors import ConfigError, SourceError
+from pretrainer.model.flops import exact_memory_estimate_bytes
 from pretrainer.storage import Store
 
 CORPUS_BYTES = 6400
@@ -51,22 +50,6 @@ def refusal(config: Config, cluster: Cluster) -> str:
     with pytest.raises(ConfigError) as caught:
         _check_cpus(config, cluster)
     return str(caught.value)
-
-
-# ------------------------------------------------------------------------------------------------------ world sizes
-
-
-@given(st.integers(1, 200), st.integers(1, 200))
-def test_useful_sizes_are_those_that_shorten_a_step(blocks: int, largest: int) -> None:
-    """By dealing the blocks out: the busiest rank has fewer than at any smaller world size."""
-    busiest = [max(len(range(rank, blocks, world)) for rank in range(world)) for world in range(1, largest + 1)]
-    want = [world for world in range(1, largest + 1) if all(busiest[world - 1] < b for b in busiest[: world - 1])]
-    assert list(useful_sizes(blocks, largest)) == want
-
-
-def test_useful_sizes_of_eight_blocks() -> None:
-    assert list(useful_sizes(8, 8)) == [1, 2, 3, 4, 8]
-    assert list(useful_sizes(8, 5)) == [1, 2, 3, 4]
 
 
 # ------------------------------------------------------------------------------------------------------------- CPUs
@@ -111,6 +94,49 @@ def test_elastic_run_needs_room_for_its_smallest_size() -> None:
 
 def test_cluster_that_can_grow_is_not_judged_by_what_it_has() -> None:
     _check_cpus(config(num_workers=8, cpus_per_worker=4.0, cluster={"autoscaling": True}), there(cpus=1))
+
+
+# ------------------------------------------------------------------------------------------------ memory in exact mode
+
+
+def with_memory(config: Config, replicas: float, **cluster: Any) -> Cluster:
+    """A cluster whose largest node has memory for so many replicas."""
+    needs = exact_memory_estimate_bytes(config.model, config.tokenizer.vocab_size, "float32")
+    return dataclasses.replace(there(**cluster), node_memory_bytes=needs * replicas)
+
+
+def test_replicas_must_fit_into_the_node_that_has_most_of_them() -> None:
+    three = config(exact=True, num_workers=(3, 8))
+    _check_exact(three, with_memory(three, replicas=3))
+    _check_exact(three, with_memory(three, replicas=2, nodes=2))  # two workers on one of the nodes
+    for cluster in (with_memory(three, replicas=2.9), with_memory(three, replicas=1.9, nodes=2)):
+        with pytest.raises(ConfigError, match=r"whole model on every worker: about 2\.\d\d GiB .* train\.exact=false"):
+            _check_exact(three, cluster)
+
+
+def test_memory_is_judged_only_where_it_decides() -> None:
+    _check_exact(config(num_workers=3), with_memory(config(), replicas=0.1))  # sharded, not replicated
+    _check_exact(config(exact=True), there())  # nobody knows the memory
+    _check_exact(config(exact=True), with_memory(config(), replicas=0.1, gpus=1))  # the worker sees its GPU
+    growing = config(exact=True, cluster={"autoscaling": True})
+    _check_exact(growing, with_memory(growing, replicas=0.1))
+
+
+def test_plan_names_the_memory_of_a_replica(corpus: Path) -> None:
+    for exact in (False, True):
+        several = config(corpus, exact=exact, num_workers=4, precision="float32")
+        lines = plan_lines(several, Manifest.build(several.data.sources), there(), vocab_size=32_768)
+        held = re.search(r"about (\d\.\d\d) GiB per worker", "\n".join(lines))
+        needs = exact_memory_estimate_bytes(several.model, 32_768, "float32") / 2**30
+        assert held is not None and (float(held[1]) == pytest.approx(needs, abs=0.01)) is exact
+
+
+def test_check_looks_at_memory(corpus: Path, tmp_path: Path) -> None:
+    small = config(corpus, exact=True, run=str(tmp_path / "runs"))
+    run = Store(str(tmp_path / "runs"))
+    check(small, run, with_memory(small, replicas=1))
+    with pytest.raises(ConfigError, match="train.exact"):
+        check(small, run, with_memory(small, replicas=0.9))
 
 
 # ----------------------------------------------------------------------------------------------------------- length

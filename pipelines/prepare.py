@@ -1,0 +1,79 @@
+"""Curation alone, to the end of every source, into the ledger and the token shards of a run.
+
+    python -m pipelines.prepare --config configs/125m.yaml run.name=first
+    python -m pipelines.pretrain --config configs/125m.yaml run.name=first      only reads what is there
+
+The same command goes on after an interruption; chunks that are committed are not curated again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pipelines.cli import Cluster, cluster, config_parser, read_config, run_main
+from pipelines.preflight import check
+from pipelines.pretrain import refuse_changed_stream
+from pipelines.progress import Console
+from pipelines.results import document_counts, document_table
+from pretrainer.config import Config
+from pretrainer.config_load import to_yaml
+from pretrainer.data.pipeline import curate
+from pretrainer.data.plan import SourcePlan
+from pretrainer.data.prologue import accept, freeze
+from pretrainer.lease import hold
+from pretrainer.model.presets import resolve
+from pretrainer.storage import Store, resolve_run
+
+SAY_EVERY_S = 10.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    started_s = time.time()
+    config = read_config(config_parser("prepare", __doc__.split("\n\n")[0]).parse_args(arguments))
+    config = dataclasses.replace(config, model=resolve(config.model))
+    run = resolve_run(config.run.name, config.run.storage)
+    with cluster(config) as there:
+        return prepare(config, run, there, Console(started_s, config))
+
+
+def prepare(config: Config, run: Store, there: Cluster, console: Console) -> int:
+    """Curate every source to its end, all sources at the same time."""
+    check(config, run, there, training=False)
+    with hold(run, "", config.cluster.heartbeat_s, config.cluster.takeover_s):
+        return curate_all(config, run, console)
+
+
+def curate_all(config: Config, run: Store, console: Console) -> int:
+    """The run's only driver."""
+    data = freeze(config, run.child("data"))
+    refuse_changed_stream(run, data)
+    accept(data, run.child("data"))
+    run.write("config.yaml", to_yaml(config).encode())
+    console.data(data)
+    with ThreadPoolExecutor(len(data.plans)) as pool:
+        list(pool.map(lambda plan: follow(plan, console), data.plans))
+    console.say("\n".join(["", "documents", *document_table(document_counts(data))]))
+    console.say(f"\nall chunks of {run.uri} are committed; pretrain with the same config only reads them")
+    return 0
+
+
+def follow(plan: SourcePlan, console: Console) -> None:
+    """Curate one source, with a line of progress now and then."""
+    said_s = started_s = time.monotonic()
+    first = done = plan.ledger.committed_units()
+    if first:
+        console.say(f"  {plan.source.name}: {first:,} of {plan.units:,} units were committed before")
+    for done in curate(plan):
+        now_s = time.monotonic()
+        if now_s - said_s >= SAY_EVERY_S:
+            rate, said_s = (done - first) / (now_s - started_s), now_s
+            left = (plan.units - done) / max(rate, 1e-9)
+            console.say(f"  {plan.source.name}: {done:,} of {plan.units:,} units, {rate:.2f} per s, {left:,.0f} s left")
+    console.say(f"  {plan.source.name}: {done:,} of {plan.units:,} units are committed")
+
+
+if __name__ == "__main__":
+    run_main(main)
