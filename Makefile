@@ -1,13 +1,16 @@
 # make pretrain [ARGS="train.steps=20"]    train the quickstart on this machine
 # make test                                lint, types, tests and coverage, in less than 15 minutes on 2 cores
 # make test-all                            the same with the long tests
+# make chaos [KILLS=100]                   random kills over one training, and the proof that nothing changed
+# make demo-crash                          a worker is killed before your eyes, in two minutes
 #
 # Each does its own set-up in .venv; choose another Python with PYTHON=/path/to/python3.12.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-all lint clean
+.PHONY: help setup pretrain test test-all chaos demo-crash lint clean
 
 ARGS ?=
+KILLS ?= 100
 CONFIG ?= configs/quickstart.yaml
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -64,6 +67,12 @@ test: lint
 
 test-all: lint
 	$(RUN) -m pytest -q --cov --cov-report=term -m "" $(ARGS)
+
+chaos: $(VENV)/.test
+	$(RUN) -m tests.faults.chaos --kills $(KILLS)
+
+demo-crash: $(VENV)/.test
+	$(RUN) -m tests.faults.demo_crash
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

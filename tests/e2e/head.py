@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
@@ -83,11 +85,14 @@ class Head:
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, 9)
+        """Kill the head and all that it started; asked politely, Ray takes 30 s and leaves agents of the dashboard."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(30)
+        psutil.wait_procs(family, timeout=30)
 
 
 @dataclass
@@ -130,15 +135,16 @@ def corpus(folder: Path, documents: int = 160) -> Path:
         text[i : i + 2500]
         for path in files
         for text in [path.read_text(encoding="utf-8", errors="replace")]
-        for i in (0, 2500)
-        if len(text) > 5000
+        for i in range(0, 5000 if documents <= 160 else 20_000, 2500)
+        if len(text) >= i + 2500 and len(text) > 5000
     ][:documents]
     code[40], code[60] = code[10], code[11] + "\n# changed at its end\n"
-    for start in range(0, len(code), 40):
+    size = documents // 4
+    for start in range(0, len(code), size):
         lines = [
-            json.dumps({"text": text, "id": f"doc-{start + n}"}) for n, text in enumerate(code[start : start + 40])
+            json.dumps({"text": text, "id": f"doc-{start + n}"}) for n, text in enumerate(code[start : start + size])
         ]
-        (folder / f"part-{start:03d}.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / f"part-{start * 160 // documents:03d}.jsonl").write_text("\n".join(lines) + "\n")
     broken = folder / "part-040.jsonl"
     broken.write_text(broken.read_text() + '{"text": "no end\n')
     return folder
@@ -185,9 +191,9 @@ def tiny_config(folder: Path, sources: list[dict[str, Any]], **sections: dict[st
     return path
 
 
-def two_sources(folder: Path) -> list[dict[str, Any]]:
+def two_sources(folder: Path, documents: int = 160) -> list[dict[str, Any]]:
     """The corpus as two sources with shares 3 : 1."""
-    corpus(folder)
+    corpus(folder, documents)
     return [
         {
             "name": "early",
@@ -206,3 +212,19 @@ def two_sources(folder: Path) -> list[dict[str, Any]]:
             "max_epochs": 3,
         },
     ]
+
+
+def hard_config(folder: Path, steps: int = 24, **sections: dict[str, Any]) -> Path:
+    """Everything at once that could disturb an order, small: two mixed sources of at least 50 chunks each with
+    duplicates, best-fit packing, shuffled windows, more than one epoch, two segments with other shares and another
+    sequence length, chunk borders inside steps, 8 slot blocks per step.
+    """
+    sources = [{**source, "max_epochs": 16} for source in two_sources(folder / "corpus", documents=320)]
+    data = {
+        "packing": "best_fit",
+        "pack_window_tokens": 8192,
+        "chunk_bytes": 4096,
+        "curriculum": [{"until": 0.5, "shares": [0.75, 0.25]}, {"until": 1.0, "shares": [0.25, 0.75], "seq_len": 64}],
+    }
+    train = {"steps": steps, "global_batch_tokens": 512, "cpus_per_worker": 0.2, "checkpoint_every_steps": 10}
+    return tiny_config(folder, sources, **{"data": data, "train": train, **sections})

@@ -69,6 +69,7 @@ def audit(config: Path, name: str) -> dict[int, str]:
     return {line["step"]: line["digest"] for line in lines}
 
 
+@pytest.mark.slow
 def test_killed_trainer_resumes_with_the_same_batches(head: Head, config: Path, undisturbed: Result) -> None:
     process, seen = begin(head, config, "worker-killed"), []
     wait_for_step(process, 30, seen)
@@ -83,6 +84,7 @@ def test_killed_trainer_resumes_with_the_same_batches(head: Head, config: Path, 
     assert audit(config, "worker-killed") == audit(config, "undisturbed")
 
 
+@pytest.mark.slow
 def test_mlflow_has_every_step_once_after_a_kill(head: Head, config: Path, undisturbed: Result) -> None:
     from mlflow import MlflowClient
 
@@ -120,3 +122,22 @@ def test_stop_signal_saves_and_the_same_command_continues(head: Head, config: Pa
     assert stopped["status"] == "stopped" and 30 <= stopped["steps"] < STEPS
     again = pipeline("pretrain", "--config", str(config), "run.name=stopped", env=head.env)
     assert again.code == 0 and again.summary["order_digest"] == undisturbed.summary["order_digest"]
+
+
+@pytest.mark.slow
+def test_killed_trainer_of_an_exact_run_leaves_the_same_weights(head: Head, tmp_path: Path) -> None:
+    """Bit for bit those of one worker that nothing happened to."""
+    train = {"exact": True, "steps": 60, "checkpoint_every_steps": 10, "validate_every_steps": 60, "log_every_steps": 1}
+    config = tiny_config(tmp_path, two_sources(tmp_path / "corpus"), train=train, model={"dropout": 0.1})
+    arguments = ("--config", str(config), "run.name=alone", "train.num_workers=1")
+    alone = pipeline("pretrain", *arguments, env=head.env)
+    process, seen = begin(head, config, "killed"), []
+    wait_for_step(process, 25, seen)
+    victims = train_workers(head)
+    assert len(victims) == 2
+    victims[1].kill()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, "".join(seen) + out + err
+    summary = json.loads(Path(out.strip().splitlines()[-1]).read_text())
+    assert summary["restarts"] >= 1 and len(summary["weights_sha256"]) == 64
+    assert summary["weights_sha256"] == alone.summary["weights_sha256"]
