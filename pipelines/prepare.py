@@ -15,14 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.cli import Cluster, cluster, config_parser, read_config, run_main
 from pipelines.preflight import check
-from pipelines.pretrain import refuse_changed_stream
 from pipelines.progress import Console
 from pipelines.results import document_counts, document_table
+from pipelines.start import open_data
 from pretrainer.config import Config
-from pretrainer.config_load import to_yaml
 from pretrainer.data.pipeline import curate
 from pretrainer.data.plan import SourcePlan
-from pretrainer.data.prologue import accept, freeze
 from pretrainer.lease import hold
 from pretrainer.model.presets import resolve
 from pretrainer.storage import Store, resolve_run
@@ -48,11 +46,7 @@ def prepare(config: Config, run: Store, there: Cluster, console: Console) -> int
 
 def curate_all(config: Config, run: Store, console: Console) -> int:
     """The run's only driver."""
-    data = freeze(config, run.child("data"))
-    refuse_changed_stream(run, data)
-    accept(data, run.child("data"))
-    run.write("config.yaml", to_yaml(config).encode())
-    console.data(data)
+    data = open_data(config, run, console)
     with ThreadPoolExecutor(len(data.plans)) as pool:
         list(pool.map(lambda plan: follow(plan, console), data.plans))
     console.say("\n".join(["", "documents", *document_table(document_counts(data))]))

@@ -18,15 +18,12 @@ from collections.abc import Sequence
 from pipelines.cli import Cluster, cluster, config_parser, read_config, run_main
 from pipelines.preflight import check, local_cluster, plan_lines
 from pipelines.progress import Console
+from pipelines.start import open_data
 from pretrainer.config import Config
-from pretrainer.config_load import to_yaml
-from pretrainer.data.prologue import Frozen, accept, freeze
 from pretrainer.data.source import Manifest
-from pretrainer.errors import ConfigError
 from pretrainer.lease import Lease, hold
 from pretrainer.model.presets import resolve
 from pretrainer.storage import Store, resolve_run
-from pretrainer.train.committed import committed_checkpoint
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,11 +77,7 @@ def drive(
 ) -> int:
     """The run's only driver, until the lease is lost."""
     console.plan(run, there, plan_lines(config, manifest, there, config.tokenizer.vocab_size))
-    data = freeze(config, run.child("data"))
-    refuse_changed_stream(run, data)
-    accept(data, run.child("data"))
-    run.write("config.yaml", to_yaml(config).encode())
-    console.data(data)
+    data = open_data(config, run, console)
     # With torch behind them, and only behind the checks: a mistake is told in two seconds instead of five.
     from pipelines.results import finish
     from pipelines.session import Session, train
@@ -92,16 +85,6 @@ def drive(
     session = Session.open(config, run, data, there, started_s, lease)
     outcome = train(session, console)
     return finish(session, outcome, console)
-
-
-def refuse_changed_stream(run: Store, data: Frozen) -> None:
-    """A run that has trained cannot go on with other tokens; before its first checkpoint it starts a new ledger."""
-    committed = committed_checkpoint(run)
-    if data.changes and committed is not None and committed[1] > 0:
-        raise ConfigError(
-            f"run {run.uri} has trained {committed[1]:,} steps on another stream of tokens; since then changed: "
-            f"{', '.join(data.changes)}. Put it back, or give the new run another run.name"
-        )
 
 
 def already_complete(run: Store, config: Config) -> int | None:

@@ -20,7 +20,7 @@ from pipelines.session import Outcome, Session
 from pretrainer.config_load import to_yaml
 from pretrainer.data.curriculum import realised_shares
 from pretrainer.data.ledger import ChunkRecord
-from pretrainer.data.lines import begun_lines, open_line
+from pretrainer.data.lines import begun_plans
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.errors import TrackingError
@@ -64,8 +64,7 @@ def export(session: Session, checkpoint: str) -> str:
 
 def document_counts(data: Frozen) -> dict[str, dict[str, Any]]:
     """By source: documents read, kept and dropped by reason, dead letters, tokens, packing and order, as committed."""
-    store = Store(data.plans[0].data_uri)
-    lines = [open_line(store, data.plans, data.segments, line, 0) for line in begun_lines(store, data.segments)]
+    lines = begun_plans(Store(data.plans[0].data_uri), data.plans, data.segments)
     return {
         plan.source.name: _count(list(plan.ledger.records())) | packing_counts([line[i] for line in lines])
         for i, plan in enumerate(data.plans)

@@ -18,7 +18,7 @@ from pipelines.cli import run_main
 from pipelines.export import run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
-from pretrainer.data.lines import begun_lines, open_line
+from pretrainer.data.lines import begun_plans
 from pretrainer.data.prologue import Frozen, thaw
 from pretrainer.data.trace import Kept, NotTrained, SourceTrace, find_dropped, find_kept
 from pretrainer.errors import StreamError, UserError
@@ -47,12 +47,9 @@ class Traced:
         data = thaw(config, run.child("data"))
         committed = committed_checkpoint(run)
         steps = committed[1] if committed else 0
-        per_step, store = config.slot_blocks_per_step, run.child("data")
-        curriculum = Curriculum(data.segments, per_step)
+        curriculum = Curriculum(data.segments, config.slot_blocks_per_step)
         verdict = examine(read_log(run), config, curriculum, steps)
-        plans = [
-            open_line(store, data.plans, data.segments, line, per_step) for line in begun_lines(store, data.segments)
-        ]
+        plans = begun_plans(run.child("data"), data.plans, data.segments)
         sources = [[SourceTrace(plan) for plan in of_line] for of_line in plans]
         return cls(config, data, verdict, steps, curriculum, sources)
 

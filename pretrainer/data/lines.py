@@ -30,13 +30,21 @@ def open_line(
         before = open_line(data, base, segments, line - 1, blocks_per_step)
         starts = _starts(before, [s for s in segments if s.line == line - 1][-1], blocks_per_step)
         data.create(f"lines/{line}.json", json.dumps([asdict(start) for start in starts]).encode())
-    segment = next(s for s in segments if s.line == line)
-    return tuple(_plan(plan, segment, start) for plan, start in zip(base, starts, strict=True))
+    return tuple(_plan(plan, _first(segments, line), start) for plan, start in zip(base, starts, strict=True))
 
 
 def begun_lines(data: Store, segments: Sequence[Segment]) -> list[int]:
     """The lines that the run has come to."""
     return [line for line in range(segments[-1].line + 1) if line == 0 or data.exists(f"lines/{line}.json")]
+
+
+def begun_plans(data: Store, base: Sequence[SourcePlan], segments: Sequence[Segment]) -> list[tuple[SourcePlan, ...]]:
+    """The plans of the lines that the run has come to; opens none."""
+    later = [(_first(segments, line), read_line(data, line)) for line in begun_lines(data, segments)[1:]]
+    return [
+        tuple(base),
+        *(tuple(_plan(p, segment, s) for p, s in zip(base, starts, strict=True)) for segment, starts in later),
+    ]
 
 
 def read_line(data: Store, line: int) -> list[LineStart]:
@@ -45,6 +53,10 @@ def read_line(data: Store, line: int) -> list[LineStart]:
         return []
     raw = json.loads(data.read(f"lines/{line}.json"))
     return [LineStart((unit, chunk), start["skipped_sequences"]) for start in raw for unit, chunk in [start["begin"]]]
+
+
+def _first(segments: Sequence[Segment], line: int) -> Segment:
+    return next(s for s in segments if s.line == line)
 
 
 def _starts(before: Sequence[SourcePlan], last: Segment, blocks_per_step: int) -> list[LineStart]:

@@ -158,8 +158,14 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     if audit.lines_waiting:
         _save(spec, model, optimizer, state, audit, phases)
         reporter.checkpoint(state)
-    done = "completed" if state.step == total else "segment" if state.step == end else ""
-    reporter.finish(state, done or ("stopped" if stop else "exhausted"))
+    reporter.finish(state, _ending(state.step, total, end, stop))
+
+
+def _ending(step: int, total: int, end: int, stop: bool) -> str:
+    """Why the loop is left; a stop at the end of a segment is a stop."""
+    if step == total:
+        return "completed"
+    return "stopped" if stop else "segment" if step == end else "exhausted"
 
 
 def _set_threads(config: Config) -> None:

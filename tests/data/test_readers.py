@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import json
-import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -29,21 +27,10 @@ from pretrainer.errors import SourceError, StorageError
 from pretrainer.schema import DOCUMENTS, DeadLetter
 from pretrainer.storage import Store
 from tests import s3
+from tests.data.compress import COMPRESS
 
 s3_endpoint, s3_uri = s3.s3_endpoint, s3.s3_uri
 LIMIT = 2**20
-
-
-def zstd(data: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return sink.getvalue().to_pybytes()
-
-
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda data: data, ".gz": gzip.compress, ".zst": zstd, ".bz2": bz2.compress, ".xz": lzma.compress,
-}
 
 
 @dataclass

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import json
-import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -23,21 +21,10 @@ from pretrainer.data.readers import read_unit
 from pretrainer.data.reading import BEGINNING, Resume
 from pretrainer.data.units import Piece
 from pretrainer.storage import RetryingFile
+from tests.data.compress import COMPRESS
 
 LIMIT = 400
 Chunk = tuple[list[dict], dict, bool]
-
-
-def zstd(data: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return sink.getvalue().to_pybytes()
-
-
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda data: data, ".gz": gzip.compress, ".zst": zstd, ".bz2": bz2.compress, ".xz": lzma.compress,
-}
 
 
 def members(data: bytes, suffix: str, size: int, padding: bytes = b"") -> bytes:

@@ -1,0 +1,31 @@
+"""What every start of a run does before it curates or trains: freeze, compare with the last start, write down."""
+
+from __future__ import annotations
+
+from pipelines.progress import Console
+from pretrainer.config import Config
+from pretrainer.config_load import to_yaml
+from pretrainer.data.prologue import Frozen, accept, freeze
+from pretrainer.errors import ConfigError
+from pretrainer.storage import Store
+from pretrainer.train.committed import committed_checkpoint
+
+
+def open_data(config: Config, run: Store, console: Console) -> Frozen:
+    """The run's frozen inputs; nothing is written over when they are refused. Only for the holder of the lease."""
+    data = freeze(config, run.child("data"))
+    refuse_changed_stream(run, data)
+    accept(data, run.child("data"))
+    run.write("config.yaml", to_yaml(config).encode())
+    console.data(data)
+    return data
+
+
+def refuse_changed_stream(run: Store, data: Frozen) -> None:
+    """A run that has trained cannot go on with other tokens; before its first checkpoint it starts a new ledger."""
+    committed = committed_checkpoint(run)
+    if data.changes and committed is not None and committed[1] > 0:
+        raise ConfigError(
+            f"run {run.uri} has trained {committed[1]:,} steps on another stream of tokens; since then changed: "
+            f"{', '.join(data.changes)}. Put it back, or give the new run another run.name"
+        )
