@@ -1,6 +1,6 @@
 """Write a checkpoint as a Hugging Face folder: config.json, safetensors, tokenizer files.
 
-    python -m pipelines.export RUN [--checkpoint step-000000200] [--to FOLDER]
+    python -m pipelines.export RUN [--checkpoint 200] [--to FOLDER]
 
 RUN is a run folder (path or URI) or the name of a run under run.storage.
 """
@@ -21,14 +21,14 @@ from pretrainer.errors import UserError
 from pretrainer.model.hf import to_hf
 from pretrainer.storage import Store, resolve_run
 from pretrainer.train.checkpoint import load_full_state_dict
-from pretrainer.train.committed import CHECKPOINTS, committed_checkpoint
+from pretrainer.train.committed import committed_checkpoints
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.export", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", help="run folder (path or URI) or the name of a run under --storage")
     parser.add_argument("--storage", default=RunConfig().storage, help="where named runs are (default: %(default)s)")
-    parser.add_argument("--checkpoint", help="step-… folder; the newest committed one by default")
+    parser.add_argument("--checkpoint", type=int, help="step of a committed checkpoint; the newest by default")
     parser.add_argument("--to", help="folder or URI to write to; RUN/export by default")
     options = parser.parse_args(arguments)
     run = resolve_run(options.run, options.storage)
@@ -52,14 +52,15 @@ def run_config(run: Store) -> Config:
         ) from None
 
 
-def checkpoint_folder(run: Store, name: str | None) -> str:
-    """Path of a checkpoint below the run: the named one or the newest committed one."""
-    if name is not None:
-        return f"{CHECKPOINTS}/{name}"
-    committed = committed_checkpoint(run)
-    if committed is None:
+def checkpoint_folder(run: Store, step: int | None) -> str:
+    """Path of a checkpoint below the run: that of a step or the newest."""
+    committed = committed_checkpoints(run)
+    if not committed:
         raise UserError(f"run {run.uri} has no committed checkpoint yet: wait for one, or look at its log")
-    return committed[0]
+    if step is not None and step not in committed:
+        steps = ", ".join(map(str, committed))
+        raise UserError(f"run {run.uri} has no checkpoint of step {step}: give one of {steps} (train.keep_checkpoints)")
+    return committed[max(committed) if step is None else step]
 
 
 def export_checkpoint(config: Config, run: Store, checkpoint: str, folder: Path) -> None:

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.generate", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", help="run folder (path or URI) or the name of a run under --storage")
     parser.add_argument("--storage", default=RunConfig().storage, help="where named runs are (default: %(default)s)")
-    parser.add_argument("--checkpoint", help="step-… folder; the newest committed one by default")
+    parser.add_argument("--checkpoint", type=int, help="step of a committed checkpoint; the newest by default")
     parser.add_argument("--prompt", default="", help="text to continue")
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the most probable token each time")

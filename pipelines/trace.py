@@ -139,7 +139,7 @@ def when_trained(traced: Traced, step: int) -> str:
         return f"not trained yet, its turn is step {step}"
     if step >= traced.committed_steps:
         return f"trained in step {step}, in no committed checkpoint yet"
-    return f"trained in step {step}, in checkpoint step-{traced.verdict.checkpoint_after[step]:09d} and later"
+    return f"trained in step {step}, in the checkpoint of step {traced.verdict.checkpoint_after[step]:,} and later"
 
 
 def describe(found: NotTrained) -> str:

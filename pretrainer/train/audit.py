@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -41,8 +41,10 @@ class Audit:
 
     @classmethod
     def begin(cls, spec: WorkerSpec, rank: int, world: int, step: int) -> Audit:
-        """The audit of a worker group that goes on at `step`; only rank 0, which writes, takes a number."""
-        return cls(spec, rank, world, claim_attempt(Store(spec.run_uri), step, world) if rank == 0 else -1)
+        """The audit of a worker group that goes on at `step`; rank 0, which writes, takes a number for all."""
+        number = [claim_attempt(Store(spec.run_uri), step, world) if rank == 0 else None]
+        dist.broadcast_object_list(number, src=0)
+        return cls(spec, rank, world, cast(int, number[0]))
 
     @property
     def lines_waiting(self) -> bool:

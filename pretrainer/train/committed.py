@@ -1,33 +1,103 @@
-"""Which checkpoint counts: read from what Ray Train's controller has committed, without Ray or torch."""
+"""Which checkpoints count: read from what Ray Train's controller has committed, without Ray or torch.
+
+    checkpoints/checkpoint_manager_snapshot.json     Ray's list of what is committed
+    checkpoints/snapshot-before.json                 on a local disk: the list as it was before the last commit
+    checkpoints/step-<step>-a<attempt>/              one folder per checkpoint
+
+A folder can be complete in storage and not committed, when a crash fell between its upload and its commit. The worker
+group that comes next may have another size, and Ray merges an upload into a folder that is there: so each attempt has
+folders of its own, and removes those that the ones before it left uncommitted.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 from pretrainer.errors import StorageError
 from pretrainer.storage import Store
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"
+SNAPSHOT_BEFORE = f"{CHECKPOINTS}/snapshot-before.json"
+FOLDER = re.compile(r"step-(\d+)-a(\d+)")
+
+
+def folder_name(step: int, attempt: int) -> str:
+    """Name of the folder that a worker group saves a step to."""
+    return f"step-{step:09d}-a{attempt:06d}"
 
 
 def committed_checkpoint(run: Store) -> tuple[str, int] | None:
     """(folder under the run, step) of the newest checkpoint that Ray Train has committed, or None before the first.
 
-    A folder can be complete in storage and not committed; the workers get the committed one, so the stream must start
-    there too. Both read the controller's snapshot (Ray 2.60; contract-tested in tests/train/test_controller.py).
+    The workers get the committed one, so the stream must start there too. Both read the controller's snapshot (Ray
+    2.60; contract-tested in tests/train/test_controller.py).
     """
+    snapshot = _snapshot(run)
+    latest = snapshot.get("latest_checkpoint_result") if snapshot else None
+    return None if latest is None else _folder_and_step(run, snapshot, latest)
+
+
+def committed_checkpoints(run: Store) -> dict[int, str]:
+    """Step -> folder under the run, of every checkpoint that is committed and kept."""
+    snapshot = _snapshot(run)
+    kept = [_folder_and_step(run, snapshot, one) for one in snapshot.get("checkpoint_results", [])]
+    latest = committed_checkpoint(run)
+    return {step: folder for folder, step in sorted([*kept, *([latest] if latest else [])], key=lambda one: one[1])}
+
+
+def remove_uncommitted(run: Store, attempt: int) -> list[str]:
+    """Delete what attempts before this one uploaded and did not commit, or Ray did not come to delete; its names."""
+    committed = set(committed_checkpoints(run).values())
+    doomed: dict[str, list[str]] = {}
+    for path, _size, _version in run.list(CHECKPOINTS):
+        name = path.split("/")[1]
+        is_ours = FOLDER.fullmatch(name)
+        if is_ours and int(is_ours[2]) < attempt and f"{CHECKPOINTS}/{name}" not in committed:
+            doomed.setdefault(name, []).append(path)
+    for path in (path for paths in doomed.values() for path in paths):
+        run.delete(path)
+    return list(doomed)
+
+
+def keep_snapshot(run: Store) -> None:
+    """Before a commit on a local disk, where Ray empties its list before it writes the new one."""
+    if run.is_local and (snapshot := _snapshot(run)):
+        run.write(SNAPSHOT_BEFORE, json.dumps(snapshot).encode())
+
+
+def mend_snapshot(run: Store) -> bool:
+    """Put the list before the last commit in the place of one that a crash left torn; True when that was needed."""
     try:
-        snapshot = json.loads(run.read(SNAPSHOT))
+        _snapshot(run)
+    except StorageError:
+        if not run.exists(SNAPSHOT_BEFORE):
+            raise
+        run.write(SNAPSHOT, run.read(SNAPSHOT_BEFORE))
+        return True
+    return False
+
+
+def _snapshot(run: Store) -> dict[str, Any]:
+    """{} before the first checkpoint."""
+    try:
+        text = run.read(SNAPSHOT)
     except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StorageError(f"{run.uri}/{SNAPSHOT} is not the JSON that Ray Train writes: {error}") from error
-    latest = snapshot.get("latest_checkpoint_result")
-    if latest is None:
-        return None
+        return {}
     try:
-        return f"{CHECKPOINTS}/{latest['checkpoint_dir_name']}", int(latest["metrics"]["step"])
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise StorageError(
+            f"{run.uri}/{SNAPSHOT} is not the JSON that Ray Train writes ({error}): a crash may have torn it. "
+            f"Put a whole one in its place, {SNAPSHOT_BEFORE} if there is one"
+        ) from error
+
+
+def _folder_and_step(run: Store, snapshot: dict[str, Any], result: Any) -> tuple[str, int]:
+    try:
+        return f"{CHECKPOINTS}/{result['checkpoint_dir_name']}", int(result["metrics"]["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"{run.uri}/{SNAPSHOT} was written by Ray {snapshot.get('ray_version')} and cannot be read: {error!r}"

@@ -30,6 +30,7 @@ from pretrainer.train import batch as slots
 from pretrainer.train.audit import Audit
 from pretrainer.train.blocks import BlockSource
 from pretrainer.train.checkpoint import load_sharded, save_sharded
+from pretrainer.train.committed import folder_name, keep_snapshot, remove_uncommitted
 from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic
 from pretrainer.train.optimizer import build_optimizer
@@ -102,6 +103,8 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     reporter.start(state, import_s)
     held_out = load_held_out(spec, device)
     audit = Audit.begin(spec, rank, world, state.step)
+    if rank == 0:
+        remove_uncommitted(Store(spec.run_uri), audit.attempt)
     if is_new:  # never a committed step again: Ray would keep it twice and fail when it deletes it the second time
         _save(spec, model, optimizer, state, audit, phases)
         reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
@@ -199,6 +202,8 @@ def _save(
     phases.enter("checkpoint", state.step)
     if spec.fence is not None and audit.rank == 0:
         spec.fence.check()
+    if audit.rank == 0:
+        keep_snapshot(Store(spec.run_uri))
     state.order_digest = audit.write(state)
     state.weights_sha256 = agreed_digest(model) if spec.config.train.exact else None
     folder = tempfile.mkdtemp(prefix="pretrainer-checkpoint-")
@@ -207,7 +212,7 @@ def _save(
         ray.train.report(
             {"step": state.step, "fingerprint": spec.fingerprint},
             checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"step-{state.step:09d}",
+            checkpoint_dir_name=folder_name(state.step, audit.attempt),
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

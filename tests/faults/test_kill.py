@@ -92,6 +92,17 @@ def test_killed_trainer_resumes_with_the_same_batches(head: Head, config: Path, 
     assert audit(config, "worker-killed") == audit(config, "undisturbed")
 
 
+def leave_a_crash_between_upload_and_commit(run: Path) -> Path:
+    """Files of a larger worker group in the next checkpoint's folder, and half of the list of what is committed."""
+    snapshot = run / "checkpoints/checkpoint_manager_snapshot.json"
+    newest = json.loads(snapshot.read_text())["latest_checkpoint_result"]["metrics"]["step"]
+    planted = run / f"checkpoints/step-{newest + 10:09d}-a000000"
+    planted.mkdir()
+    (planted / "__9_0.distcp").write_bytes(b"of a rank that the next worker group does not have")
+    snapshot.write_text(snapshot.read_text()[:100])
+    return planted
+
+
 @pytest.mark.slow
 def test_killed_driver_and_the_same_command_again(head: Head, config: Path, undisturbed: Result) -> None:
     process, seen = begin(head, config, "driver-killed"), []
@@ -101,8 +112,10 @@ def test_killed_driver_and_the_same_command_again(head: Head, config: Path, undi
     deadline = time.time() + 60
     while train_workers(head) and time.time() < deadline:
         time.sleep(0.5)
+    planted = leave_a_crash_between_upload_and_commit(config.parent / "runs/driver-killed")
     again = pipeline("pretrain", "--config", str(config), "run.name=driver-killed", env=head.env)
     assert again.code == 0, again.out + again.err
+    assert "a crash tore the list of checkpoints" in again.out and not (planted / "__9_0.distcp").exists()
     assert again.summary["order_digest"] == undisturbed.summary["order_digest"]
     assert audit(config, "driver-killed") == audit(config, "undisturbed")
 

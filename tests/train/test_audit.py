@@ -154,8 +154,15 @@ def test_two_groups_that_start_at_once_never_have_one_number(tmp_path: Path, mon
         claim_attempt(run, 0, 2)
 
 
-def test_only_rank_0_takes_a_number(tmp_path: Path) -> None:
-    assert [Audit.begin(worker_spec(tmp_path), rank, 2, 0).attempt for rank in (1, 0, 1)] == [-1, 0, -1]
+def test_only_rank_0_takes_a_number_and_all_have_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sent: list[Any] = []
+
+    def broadcast(numbers: list[Any], src: int) -> None:
+        sent[:] = sent or numbers  # the first caller is the source
+        numbers[:] = sent
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    assert [Audit.begin(worker_spec(tmp_path), rank, 3, 0).attempt for rank in (0, 1, 2)] == [0, 0, 0]
     assert len(list(tmp_path.glob("audit/attempts/*"))) == 1
 
 

@@ -1,0 +1,105 @@
+"""Folders that a crash left uncommitted, a list of checkpoints that it tore, and the checkpoint of a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.export import checkpoint_folder
+from pretrainer.errors import StorageError, UserError
+from pretrainer.storage import Store
+from pretrainer.train.committed import (
+    SNAPSHOT,
+    committed_checkpoint,
+    committed_checkpoints,
+    folder_name,
+    keep_snapshot,
+    mend_snapshot,
+    remove_uncommitted,
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Store:
+    """Steps 10 and 20 are committed, by attempts 0 and 1."""
+    store = Store(str(tmp_path))
+    commit(store, (10, 0), (20, 1))
+    return store
+
+
+def commit(run: Store, *folders: tuple[int, int]) -> None:
+    results = [{"checkpoint_dir_name": folder_name(*f), "metrics": {"step": f[0]}} for f in folders]
+    run.write(SNAPSHOT, json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[-1]}).encode())
+    for folder in folders:
+        upload(run, folder_name(*folder))
+
+
+def upload(run: Store, name: str) -> None:
+    for rank in range(2):
+        run.write(f"checkpoints/{name}/__{rank}_0.distcp", b"weights")
+
+
+def left(run: Store) -> set[str]:
+    return {path.split("/")[1] for path, *_ in run.list("checkpoints")}
+
+
+def test_attempts_never_share_a_folder() -> None:
+    assert len({folder_name(step, attempt) for step in (1, 2, 12) for attempt in (0, 1, 11)}) == 9
+
+
+def test_what_earlier_attempts_did_not_commit_is_removed(run: Store) -> None:
+    upload(run, folder_name(30, 1))
+    upload(run, folder_name(5, 0))  # committed once; Ray crashed before it deleted it
+    assert sorted(remove_uncommitted(run, attempt=2)) == [folder_name(5, 0), folder_name(30, 1)]
+    assert left(run) == {folder_name(10, 0), folder_name(20, 1), SNAPSHOT.split("/")[1]}
+
+
+def test_what_this_or_a_later_attempt_writes_stays(run: Store) -> None:
+    for attempt in (2, 3):
+        upload(run, folder_name(30, attempt))
+    upload(run, "step-000000030")  # not one of ours
+    assert remove_uncommitted(run, attempt=2) == []
+    assert {folder_name(30, 2), folder_name(30, 3), "step-000000030"} < left(run)
+
+
+def test_nothing_is_removed_before_the_first_checkpoint(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert remove_uncommitted(store, attempt=0) == [] and committed_checkpoints(store) == {}
+
+
+def test_torn_list_gets_the_one_before(run: Store, tmp_path: Path) -> None:
+    keep_snapshot(run)
+    (tmp_path / SNAPSHOT).write_text((tmp_path / SNAPSHOT).read_text()[:40])
+    with pytest.raises(StorageError, match="snapshot-before.json"):
+        committed_checkpoint(run)
+    assert mend_snapshot(run)
+    assert committed_checkpoint(run) == (f"checkpoints/{folder_name(20, 1)}", 20)
+    assert not mend_snapshot(run)
+
+
+def test_a_whole_list_is_left_alone_and_a_lost_one_is_an_error(run: Store, tmp_path: Path) -> None:
+    before = run.read(SNAPSHOT)
+    assert not mend_snapshot(run) and run.read(SNAPSHOT) == before
+    (tmp_path / SNAPSHOT).write_text("")
+    with pytest.raises(StorageError, match="torn"):
+        mend_snapshot(run)
+
+
+def test_no_copy_is_kept_where_a_write_replaces_the_whole_object(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "is_local", property(lambda _self: False))
+    keep_snapshot(run)
+    assert not run.exists("checkpoints/snapshot-before.json")
+
+
+@pytest.mark.parametrize(("step", "folder"), [(None, (20, 1)), (10, (10, 0)), (20, (20, 1))])
+def test_checkpoint_of_a_step(run: Store, step: int | None, folder: tuple[int, int]) -> None:
+    assert checkpoint_folder(run, step) == f"checkpoints/{folder_name(*folder)}"
+
+
+def test_missing_checkpoint_names_those_there_are(run: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="of step 30: give one of 10, 20"):
+        checkpoint_folder(run, 30)
+    with pytest.raises(UserError, match="no committed checkpoint yet"):
+        checkpoint_folder(Store(str(tmp_path / "other")), None)
