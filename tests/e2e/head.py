@@ -125,19 +125,20 @@ def pipeline(
     return result
 
 
-def corpus(folder: Path, documents: int = 160) -> Path:
+def corpus(folder: Path, documents: int = 160, characters: int = 2500) -> Path:
     """JSONL of standard-library code, with an exact and a near duplicate and one broken line."""
     import sysconfig
 
     folder.mkdir(parents=True, exist_ok=True)
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     code = [
-        text[i : i + 2500]
+        text[i : i + characters]
         for path in files
         for text in [path.read_text(encoding="utf-8", errors="replace")]
-        for i in range(0, 5000 if documents <= 160 else 20_000, 2500)
-        if len(text) >= i + 2500 and len(text) > 5000
+        for i in range(0, 5000 if documents <= 160 else 20_000, characters)
+        if len(text) >= i + characters and len(text) > 5000
     ][:documents]
+    assert len(code) == documents
     code[40], code[60] = code[10], code[11] + "\n# changed at its end\n"
     size = documents // 4
     for start in range(0, len(code), size):
@@ -191,9 +192,9 @@ def tiny_config(folder: Path, sources: list[dict[str, Any]], **sections: dict[st
     return path
 
 
-def two_sources(folder: Path, documents: int = 160) -> list[dict[str, Any]]:
+def two_sources(folder: Path, documents: int = 160, characters: int = 2500) -> list[dict[str, Any]]:
     """The corpus as two sources with shares 3 : 1."""
-    corpus(folder, documents)
+    corpus(folder, documents, characters)
     return [
         {
             "name": "early",
@@ -214,17 +215,20 @@ def two_sources(folder: Path, documents: int = 160) -> list[dict[str, Any]]:
     ]
 
 
-def hard_config(folder: Path, steps: int = 24, **sections: dict[str, Any]) -> Path:
-    """Everything at once that could disturb an order, small: two mixed sources of at least 50 chunks each with
-    duplicates, best-fit packing, shuffled windows, more than one epoch, two segments with other shares and another
-    sequence length, chunk borders inside steps, 8 slot blocks per step.
+def hard_config(folder: Path, steps: int, documents: int = 160, **sections: dict[str, Any]) -> Path:
+    """Everything at once that could disturb an order, small: two mixed sources of many chunks each with duplicates,
+    best-fit packing, shuffled windows, two segments with other shares and another sequence length, chunk borders
+    inside steps, 8 slot blocks per step.
+
+    An epoch of a source has about 170 tokens for each of the documents.
     """
-    sources = [{**source, "max_epochs": 16} for source in two_sources(folder / "corpus", documents=320)]
+    sources = [{**source, "max_epochs": 16} for source in two_sources(folder / "corpus", documents, characters=700)]
     data = {
         "packing": "best_fit",
         "pack_window_tokens": 8192,
-        "chunk_bytes": 4096,
+        "chunk_bytes": 1024,
+        "slot_sequences": 4,
         "curriculum": [{"until": 0.5, "shares": [0.75, 0.25]}, {"until": 1.0, "shares": [0.25, 0.75], "seq_len": 64}],
     }
-    train = {"steps": steps, "global_batch_tokens": 512, "cpus_per_worker": 0.2, "checkpoint_every_steps": 10}
+    train = {"steps": steps, "global_batch_tokens": 1024, "cpus_per_worker": 0.2, "checkpoint_every_steps": 10}
     return tiny_config(folder, sources, **{"data": data, "train": train, **sections})

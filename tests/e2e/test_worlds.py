@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.head import Head, Result, hard_config, pipeline
 
-STEPS = 24
+STEPS = 80
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,11 @@ def test_the_stream_holds_what_it_should_survive(config: Path, alone: Result) ->
     assert all(source["chunks"] >= 50 for source in sources.values())
     assert alone.summary["dedup"]["exact"] >= 1 and alone.summary["dedup"]["near"] >= 1
     lines = audit(config, "w1")
-    assert [line["segment"] for line in lines] == [0] * 12 + [1] * 12
+    assert [line["segment"] for line in lines] == [0] * (STEPS // 2) + [1] * (STEPS // 2)
     shares = [sum(last - first for first, last in [line["provenance"]["early"]]) for line in lines]
-    assert shares[0] == 12 and shares[-1] == 2, "sequences of `early` per step: 6 blocks of 2, then 2 blocks of 1"
+    assert shares[0] == 24 and shares[-1] == 4, "sequences of `early` per step: 6 blocks of 4, then 2 blocks of 2"
+    windows = [json.loads(path.read_text()) for path in config.parent.glob("runs/w1/data/packing/*/windows/*.json")]
+    assert {window["epoch"] for window in windows} >= {0, 1}
 
 
 @pytest.mark.slow
