@@ -20,7 +20,7 @@ from ray._private import worker as ray_worker
 
 from pretrainer.config import Config
 from pretrainer.config_load import format_help, load_config
-from pretrainer.errors import PretrainerError, UserError
+from pretrainer.errors import PretrainerError, UserError, find_cause
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def run_main(main: Callable[[Sequence[str]], int]) -> None:
     try:
         code = main(sys.argv[1:])
     except PretrainerError as error:
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        print(f"\nerror: {find_cause(error) or error}", file=sys.stderr, flush=True)
         code = error.exit_code
     except KeyboardInterrupt:
         print("\nerror: interrupted", file=sys.stderr, flush=True)

@@ -65,3 +65,14 @@ class ReplicaError(PretrainerError):
     """Workers that must hold the same weights do not; what they computed since the last checkpoint is not kept."""
 
     exit_code = 6
+
+
+def find_cause(error: BaseException) -> PretrainerError | None:
+    """The error of ours under the wrappers that Ray puts around it, whose text is a traceback; None for another's."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None)  # of a RayTaskError, which is an instance of the cause's class too
+        if isinstance(seen, PretrainerError) and not isinstance(inner, BaseException):
+            return seen
+        seen = inner or seen.__cause__ or seen.__context__
+    return None

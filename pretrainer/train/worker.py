@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from pretrainer.config import Config
-from pretrainer.errors import PretrainerError, StreamError
+from pretrainer.errors import PretrainerError, StreamError, find_cause
 from pretrainer.model.generate import generate_in_lockstep
 from pretrainer.model.transformer import init_weights
 from pretrainer.schema import Batch, from_ipc
@@ -71,16 +71,6 @@ def _phases(spec: WorkerSpec) -> Phases:
     period_s = pulse_period_s(spec.config.train.stall_timeout_s)
     rank, world = context.get_world_rank(), context.get_world_size()
     return Phases(rank, world, os.getpid(), node, spec.recorder.pulse.remote, period_s).begin()
-
-
-def find_cause(error: BaseException) -> PretrainerError | None:
-    """The error of ours somewhere under the wrappers that Ray Data puts around it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, PretrainerError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    return None
 
 
 def _train(spec: WorkerSpec, phases: Phases) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -11,10 +12,17 @@ from tests.data.harness import document
 from tests.e2e.head import Head, pipeline, tiny_config
 
 
+def names(number: int) -> str:
+    """Words of random letters, so that a vocabulary finds enough pieces."""
+    rng = Random(number)
+    return " ".join("".join(rng.choices("aeioubcdfglmnprst", k=6)) for _ in range(30))
+
+
 def write_corpus(folder: Path, documents: int) -> str:
     folder.mkdir(parents=True)
     for start in range(0, documents, 100):
-        lines = [json.dumps({"text": document(n, 200)}) for n in range(start, min(start + 100, documents))]
+        numbers = range(start, min(start + 100, documents))
+        lines = [json.dumps({"text": document(n, 200) + names(n)}) for n in numbers]
         (folder / f"part-{start:06d}.jsonl").write_text("\n".join(lines) + "\n")
     return str(folder)
 
@@ -26,7 +34,7 @@ def test_work_before_the_first_step_is_the_same_at_ten_times_the_corpus(head: He
         uri = write_corpus(tmp_path / f"corpus-{size}", 300 * size)
         source = {"name": "synthetic", "uris": [uri], "preset": "none"}
         config = tiny_config(tmp_path / str(size), [source], train={"steps": 1})
-        result = pipeline("pretrain", "--config", str(config), "tokenizer.vocab_size=440", env=head.env)
+        result = pipeline("pretrain", "--config", str(config), "tokenizer.vocab_size=512", env=head.env)
         assert result.code == 0, result.out + result.err
         seen[size] = result.summary
     print({size: (s["time_to_first_step_s"], s["sources"]["synthetic"]["chunks"]) for size, s in seen.items()})
