@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from functools import cache
@@ -92,8 +93,9 @@ def show(value: Any) -> str:
 def _sentences() -> dict[tuple[str, str], str]:
     """(class, field) -> the string that stands under the field in the source of `pretrainer.config`."""
     found = {}
-    classes = [node for node in ast.parse(inspect.getsource(config_module)).body if isinstance(node, ast.ClassDef)]
-    for cls in classes:
+    files = {cls.__module__ for cls in vars(config_module).values() if dataclasses.is_dataclass(cls)}
+    trees = [ast.parse(inspect.getsource(sys.modules[name])) for name in sorted(files)]
+    for cls in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
         for field, below in pairwise(cls.body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
                 found[cls.name, field.target.id] = str(ast.literal_eval(below.value))

@@ -67,6 +67,12 @@ class ReplicaError(PretrainerError):
     exit_code = 6
 
 
+def require(ok: bool, field: str, value: object, remedy: str) -> None:
+    """ConfigError about a field unless ok."""
+    if not ok:
+        raise ConfigError(f"{field}={value!r} is not possible: {remedy}")
+
+
 def find_cause(error: BaseException) -> PretrainerError | None:
     """The error of ours under the wrappers that Ray puts around it, whose text is a traceback; None for another's."""
     seen: BaseException | None = error

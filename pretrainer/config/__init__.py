@@ -1,0 +1,129 @@
+"""Everything that a run can be told, as frozen dataclasses: a default on the field, a sentence under it.
+
+This package needs the standard library alone, so that `pretrainer.model` runs on a bare GPU machine.
+Reading YAML and command-line overrides is the work of `pretrainer.config_load`.
+
+What the run *is* (`data`, `tokenizer`, `model`, `train`) decides the tokens and the weights; where it runs
+(`run.storage`, `tracking`, `cluster`) never does. `train.num_workers` belongs to the second kind although
+people look for it under `train`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pretrainer.config.data import DataConfig, DedupConfig, SegmentConfig, SourceConfig, TokenizerConfig
+from pretrainer.config.model import ModelConfig
+from pretrainer.config.train import TrainConfig
+from pretrainer.errors import require
+
+__all__ = [
+    "ClusterConfig", "Config", "DataConfig", "DedupConfig", "ModelConfig", "RunConfig", "SegmentConfig",
+    "SourceConfig", "TokenizerConfig", "TrackingConfig", "TrainConfig",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str = "quickstart"
+    """Name of the run; its folder is <storage>/<name>, and the same name continues the run."""
+    storage: str = "~/pretrainer-runs"
+    """Folder or URI (s3://, gs://, local path) under which run folders are made."""
+    seed: int = 0
+    """Seed of initialisation and dropout; it does not change the order of the data."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.name) and all(c.isalnum() or c in "._-" for c in self.name) and self.name[0].isalnum(),
+            "run.name",
+            self.name,
+            "use letters, digits, '.', '_' and '-', beginning with a letter or digit",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    uri: str | None = None
+    """MLflow tracking URI; by default sqlite and artifacts beside the runs (local storage), or none on a remote one."""
+    experiment: str = "pretrainer"
+    """MLflow experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    address: str = "auto"
+    """auto joins the cluster of this machine or job and starts one if there is none; or host:port."""
+    object_store_bytes: int | None = None
+    """Object store of a cluster started here; Ray's default if none."""
+    autoscaling: bool = False
+    """The cluster can grow, so what it has now says nothing about whether the run fits."""
+    worker_logs: bool = False
+    """Also print what Ray's workers log; they are in the Ray dashboard either way."""
+    shared_storage: bool = False
+    """All nodes mount the local folder run.storage; without this a local folder is refused on more than one node."""
+    heartbeat_s: float = 10.0
+    """Seconds between two signs of life that the driver leaves in the run folder."""
+    takeover_s: float = 60.0
+    """A driver whose sign of life has not changed for so many seconds has lost the run to the next one."""
+
+    def __post_init__(self) -> None:
+        require(self.heartbeat_s > 0, "cluster.heartbeat_s", self.heartbeat_s, "use a positive number")
+        require(
+            self.takeover_s >= 3 * self.heartbeat_s,
+            "cluster.takeover_s",
+            self.takeover_s,
+            f"use at least three times cluster.heartbeat_s={self.heartbeat_s:g}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    """Name, place and seed."""
+    data: DataConfig
+    """Sources, curation, packing and mixing."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """The tokenizer: trained on the sources or loaded."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The architecture."""
+    train: TrainConfig
+    """Length, batch, optimizer, checkpoints."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The Ray cluster."""
+
+    def __post_init__(self) -> None:
+        slot = self.data.seq_len * self.data.slot_sequences
+        batch = self.train.global_batch_tokens
+        require(
+            batch > 0 and batch % slot == 0,
+            "train.global_batch_tokens",
+            batch,
+            f"must be a multiple of data.seq_len x data.slot_sequences = {slot}: the nearest are "
+            f"{max(1, batch // slot) * slot} and {(batch // slot + 1) * slot}",
+        )
+        micro = self.train.micro_batch_sequences
+        require(
+            micro is None or (micro >= 1 and self.data.slot_sequences % micro == 0),
+            "train.micro_batch_sequences",
+            micro,
+            f"must divide data.slot_sequences={self.data.slot_sequences}",
+        )
+        require(
+            self.train.worker_range[1] <= self.slot_blocks_per_step,
+            "train.num_workers",
+            self.train.num_workers,
+            f"a step has {self.slot_blocks_per_step} slot blocks and cannot feed more workers than that: "
+            "use fewer workers, a larger train.global_batch_tokens or a smaller data.slot_sequences",
+        )
+
+    @property
+    def slot_blocks_per_step(self) -> int:
+        """G: slot blocks in one global batch."""
+        return self.train.global_batch_tokens // (self.data.seq_len * self.data.slot_sequences)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run; the schedule's horizon."""
+        return self.train.steps or -(-(self.train.tokens or 0) // self.train.global_batch_tokens)

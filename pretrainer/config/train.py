@@ -1,0 +1,104 @@
+"""Length, batch, optimizer, workers, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrainer.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    num_workers: int | tuple[int, int] = 1
+    """Trainer processes (one per GPU): N, or [min, max] for an elastic run."""
+    steps: int | None = None
+    """Optimizer steps of the run; give this or train.tokens."""
+    tokens: int | None = None
+    """Training tokens of the run, rounded up to whole steps; give this or train.steps."""
+    global_batch_tokens: int = 524_288
+    """Tokens per optimizer step; a multiple of data.seq_len x data.slot_sequences, the same at every world size."""
+    micro_batch_sequences: int | None = None
+    """Sequences per forward pass; by default a whole slot block."""
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.1
+    """The schedule ends at this share of the peak."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    schedule: str = "cosine"
+    """A name in pretrainer/train/schedule.py: SCHEDULES."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
+    beta1: float = 0.9
+    """AdamW: decay of the first moment."""
+    beta2: float = 0.95
+    """AdamW: decay of the second moment."""
+    eps: float = 1e-8
+    """AdamW: epsilon."""
+    clip_norm: float = 1.0
+    """The gradient is scaled down to this global norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of matrix products; auto is bfloat16 on GPUs that have it and float32 elsewhere."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto is cuda when the cluster has GPUs."""
+    resize_stable_s: float = 60.0
+    """An elastic run grows when more workers have been possible for this long; more after one that did not last."""
+    cpus_per_worker: float = 0.5
+    """CPUs that one trainer asks Ray for; on CPU keep them low enough that data has at least one whole CPU."""
+    threads_per_worker: int | None = None
+    """Torch threads per trainer on CPU; by default the node's cores shared by the trainers on it, one in exact mode."""
+    exact: bool = False
+    """Proof mode, slower: the weights are bit-identical at every number of workers and after any failures."""
+    checkpoint_every_steps: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """How many recent checkpoints stay in storage."""
+    validate_every_steps: int = 500
+    """Steps between validations on the held-out documents."""
+    sample_every_steps: int = 500
+    """Steps between samples of generated text."""
+    log_every_steps: int = 10
+    """Steps between logged metrics."""
+    max_failures: int = 5
+    """The run gives up after more worker failures than this without a new checkpoint; preemptions do not count."""
+    stall_timeout_s: float = 1800.0
+    """Seconds in which no rank moves before the workers are restarted from the last checkpoint; 0 never restarts."""
+
+    def __post_init__(self) -> None:
+        lo, hi = self.worker_range
+        require(1 <= lo <= hi, "train.num_workers", self.num_workers, "use N >= 1 or [min, max] with 1 <= min <= max")
+        require(
+            (self.steps is None) != (self.tokens is None),
+            "train.steps / train.tokens",
+            (self.steps, self.tokens),
+            "give exactly one of them",
+        )
+        require(self.steps is None or self.steps >= 1, "train.steps", self.steps, "use 1 or more")
+        require(self.tokens is None or self.tokens >= 1, "train.tokens", self.tokens, "use 1 or more")
+        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "use a positive number")
+        require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "use a number from 0 to 1")
+        require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "use 0 or more")
+        require(self.clip_norm > 0, "train.clip_norm", self.clip_norm, "use a positive number")
+        require(self.resize_stable_s >= 0, "train.resize_stable_s", self.resize_stable_s, "use 0 or more seconds")
+        require(self.max_failures >= 0, "train.max_failures", self.max_failures, "use 0 or more")
+        require(
+            self.stall_timeout_s == 0 or self.stall_timeout_s >= 1,
+            "train.stall_timeout_s",
+            self.stall_timeout_s,
+            "use 1 or more seconds, longer than a validation and a checkpoint take, or 0 for no watchdog",
+        )
+        require(self.cpus_per_worker > 0, "train.cpus_per_worker", self.cpus_per_worker, "use a positive number")
+        for name in (
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "validate_every_steps",
+            "sample_every_steps",
+            "log_every_steps",
+        ):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "use 1 or more")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """(min, max) number of workers; equal when the run is not elastic."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
