@@ -16,7 +16,7 @@ from pipelines.cli import run_main
 from pretrainer.config import Config, RunConfig
 from pretrainer.config_load import parse_config
 from pretrainer.data.plan import load_tokenizer
-from pretrainer.data.tokenizer_hf import export_hf
+from pretrainer.data.tokenizer.hf import export_hf
 from pretrainer.errors import UserError
 from pretrainer.model.hf import to_hf
 from pretrainer.storage import Store, resolve_run

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pretrainer.data.ledger.windows import Window
+from pretrainer.data.packing.shuffle_quality import add_up, same_group_share
 from pretrainer.data.plan import SourcePlan, load_manifest
-from pretrainer.data.shuffle_quality import add_up, same_group_share
-from pretrainer.data.windows import Window
 
 
 def packing_counts(plans: Sequence[SourcePlan]) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,8 @@ from pipelines.cli import Cluster, cluster, running_cluster
 from pretrainer.config import Config
 from pretrainer.data.mixture import make_mixture, mixing_weights
 from pretrainer.data.pipeline import data_cpus
-from pretrainer.data.source import Manifest
-from pretrainer.data.units import UnitPlan
+from pretrainer.data.readers.source import Manifest
+from pretrainer.data.readers.units import UnitPlan
 from pretrainer.errors import ConfigError
 from pretrainer.model.flops import (
     check_exact_memory,

@@ -20,7 +20,7 @@ from pipelines.preflight import check, local_cluster, plan_lines
 from pipelines.progress import Console
 from pipelines.start import open_data
 from pretrainer.config import Config
-from pretrainer.data.source import Manifest
+from pretrainer.data.readers.source import Manifest
 from pretrainer.lease import Lease, hold
 from pretrainer.model.presets import resolve
 from pretrainer.storage import Store, resolve_run

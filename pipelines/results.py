@@ -19,8 +19,8 @@ from pipelines.progress import Console, decode, goodput_lines
 from pipelines.session import Outcome, Session
 from pretrainer.config_load import to_yaml
 from pretrainer.data.curriculum import realised_shares
-from pretrainer.data.ledger import ChunkRecord
-from pretrainer.data.lines import begun_plans
+from pretrainer.data.ledger.ledger import ChunkRecord
+from pretrainer.data.ledger.lines import begun_plans
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.errors import TrackingError

@@ -22,7 +22,7 @@ from pipelines.progress import Console
 from pipelines.supervise import Supervisor, read_json
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Curriculum, Segment
-from pretrainer.data.lines import open_line
+from pretrainer.data.ledger.lines import open_line
 from pretrainer.data.pipeline import build_stream, data_cpus
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen

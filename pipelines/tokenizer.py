@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pipelines.cli import cluster, config_parser, read_config, run_main
 from pretrainer.config import ModelConfig
-from pretrainer.data.tokenizer_report import compare, format_rows, parse_sizes
+from pretrainer.data.tokenizer.report import compare, format_rows, parse_sizes
 from pretrainer.model.presets import parameter_count, resolve
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     sizes, config = parse_sizes(options.compare), read_config(options)
     with cluster(config):
         # It reads through Ray, so only behind the checks above.
-        from pretrainer.data.tokenizer_freeze import sample_documents
+        from pretrainer.data.tokenizer.freeze import sample_documents
 
         samples = sample_documents(config)
     languages = {source.name: source.preset for source in config.data.sources}

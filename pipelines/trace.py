@@ -18,7 +18,7 @@ from pipelines.cli import run_main
 from pipelines.export import run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
-from pretrainer.data.lines import begun_plans
+from pretrainer.data.ledger.lines import begun_plans
 from pretrainer.data.prologue import Frozen, thaw
 from pretrainer.data.trace import Kept, NotTrained, SourceTrace, find_dropped, find_kept
 from pretrainer.errors import StreamError, UserError

@@ -34,7 +34,7 @@ ONLY_IN = {
         "pipelines",
         "pretrainer.data.pipeline",
         "pretrainer.data.held_out",
-        "pretrainer.data.tokenizer_freeze",
+        "pretrainer.data.tokenizer.freeze",
         "pretrainer.data.lookahead",
         "pretrainer.train.worker",
         "pretrainer.train.blocks",

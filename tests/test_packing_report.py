@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.packing_report import packing_counts, packing_lines
-from pretrainer.data.packer import PackWindows
+from pretrainer.data.packing.packer import PackWindows
 from tests.data.harness import curated, document, make_plan, packed
 
 TEXTS = [document(n, 200) for n in range(12)]

@@ -15,7 +15,7 @@ import pytest
 from pipelines.cli import Cluster
 from pipelines.preflight import _check_cpus, _check_exact, _check_length, check, plan_lines, uses_gpu
 from pretrainer.config import ClusterConfig, Config, DataConfig, RunConfig, SourceConfig, TrainConfig
-from pretrainer.data.source import Manifest
+from pretrainer.data.readers.source import Manifest
 from pretrainer.errors import ConfigError, SourceError
 from pretrainer.model.flops import exact_memory_estimate_bytes
 from pretrainer.storage import Store

@@ -17,7 +17,14 @@ from typing import Any
 
 import numba
 
-KERNEL_FILES = ("compiled.py", "filters_prose.py", "hashing.py", "lsh.py", "minhash.py", "placement.py")
+KERNEL_FILES = (
+    "compiled.py",
+    "hashing.py",
+    "dedup/lsh.py",
+    "dedup/minhash.py",
+    "filters/prose.py",
+    "packing/placement.py",
+)
 
 
 def cache_folder() -> Path | None:

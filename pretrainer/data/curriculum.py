@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pretrainer.config import Config
+from pretrainer.data.ledger.windows import Window
 from pretrainer.data.mixture import Mixture, make_mixture
-from pretrainer.data.windows import Window
 from pretrainer.errors import ConfigError
 
 

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import ray
 
 from pretrainer.config import SourceConfig
-from pretrainer.data.dedup import DedupIndex, Sketches, signatures
-from pretrainer.data.packing import empty_row, pack_window, slot_block
+from pretrainer.data.dedup.dedup import DedupIndex, Sketches, signatures
+from pretrainer.data.packing.packing import empty_row, pack_window, slot_block
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.stages import curate_chunk, raw_chunks, tokenize_documents
 from pretrainer.errors import SourceError

@@ -12,24 +12,25 @@ import pyarrow as pa
 
 from pretrainer.config import Config
 from pretrainer.data import fingerprint
-from pretrainer.data.source import Manifest
-from pretrainer.data.tokenizer import Tokenizer
+from pretrainer.data.readers.source import Manifest
+from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.schema import to_ipc
 from pretrainer.storage import Store
 
 ORDER_MODULES = ("pretrainer.data.mixture", "pretrainer.data.curriculum")
-PACKING_MODULES = ("pretrainer.data.packing", "pretrainer.data.packer")
+PACKING_MODULES = ("pretrainer.data.packing.packing", "pretrainer.data.packing.packer")
 CURATION_MODULES = tuple(
-    f"pretrainer.data.{name}" for name in ("readers", "source", "in_order", "stages", "tokenizer_train")
+    f"pretrainer.data.{name}"
+    for name in ("readers.formats", "readers.source", "dedup.in_order", "stages", "tokenizer.train")
 )
 NOT_IN_FINGERPRINT = (
     "pretrainer.config",
     "pretrainer.errors",
     "pretrainer.storage",
-    "pretrainer.data.ledger",
-    "pretrainer.data.pages",
-    "pretrainer.data.records",
-    "pretrainer.data.windows",
+    "pretrainer.data.ledger.ledger",
+    "pretrainer.data.ledger.pages",
+    "pretrainer.data.ledger.records",
+    "pretrainer.data.ledger.windows",
 )
 FINGERPRINT = "fingerprint.json"
 LIBRARIES = ("pyarrow", "numpy", "numba", "xxhash", "sentencepiece", "tokenizers")

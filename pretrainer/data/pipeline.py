@@ -25,8 +25,8 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from pretrainer.config import DataConfig
 from pretrainer.data import lookahead
 from pretrainer.data.curriculum import SegmentOrder
-from pretrainer.data.in_order import InOrderDedup
-from pretrainer.data.packer import CloseChunks, PackWindows
+from pretrainer.data.dedup.in_order import InOrderDedup
+from pretrainer.data.packing.packer import CloseChunks, PackWindows
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.stages import expand_positions, read_chunks, tokenize_chunk
 from pretrainer.storage import Store

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pretrainer.config import DataConfig, SourceConfig
-from pretrainer.data.ledger import Ledger, open_ledger
-from pretrainer.data.source import Manifest
-from pretrainer.data.tokenizer import Tokenizer
-from pretrainer.data.units import Permutation, UnitPlan, order_key, permute
-from pretrainer.data.windows import WindowLog
+from pretrainer.data.ledger.ledger import Ledger, open_ledger
+from pretrainer.data.ledger.windows import WindowLog
+from pretrainer.data.readers.source import Manifest
+from pretrainer.data.readers.units import Permutation, UnitPlan, order_key, permute
+from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.schema import Specials
 from pretrainer.storage import Store
 

@@ -35,9 +35,9 @@ from pretrainer.data.identity import (
 )
 from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.plan import SourcePlan, draft_plans, load_tokenizer
-from pretrainer.data.source import Manifest
-from pretrainer.data.tokenizer import Tokenizer
-from pretrainer.data.tokenizer_freeze import freeze_tokenizer
+from pretrainer.data.readers.source import Manifest
+from pretrainer.data.tokenizer.freeze import freeze_tokenizer
+from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import ConfigError, UserError
 from pretrainer.schema import Specials, from_ipc
 from pretrainer.storage import Store

@@ -14,9 +14,9 @@ from dataclasses import replace
 import pyarrow as pa
 
 from pretrainer.data.curriculum import Curriculum
-from pretrainer.data.in_order import InOrderDedup
-from pretrainer.data.lines import open_line
-from pretrainer.data.packer import PackWindows
+from pretrainer.data.dedup.in_order import InOrderDedup
+from pretrainer.data.ledger.lines import open_line
+from pretrainer.data.packing.packer import PackWindows
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.stages import read_chunks, tokenize_chunk
 from pretrainer.errors import StreamError

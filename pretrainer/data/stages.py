@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pretrainer.data.dedup import Sketches, signatures
-from pretrainer.data.filters import apply_preset
-from pretrainer.data.normalise import normalise_texts
-from pretrainer.data.pages import ChunkKey
+from pretrainer.data.dedup.dedup import Sketches, signatures
+from pretrainer.data.filters.filters import apply_preset
+from pretrainer.data.filters.normalise import normalise_texts
+from pretrainer.data.ledger.pages import ChunkKey
 from pretrainer.data.plan import Place, SourcePlan
-from pretrainer.data.readers import read_unit
-from pretrainer.data.reading import BEGINNING, Resume
+from pretrainer.data.readers.formats import read_unit
+from pretrainer.data.readers.reading import BEGINNING, Resume
 from pretrainer.errors import StreamError
 from pretrainer.schema import TOKENIZED, ChunkReport, DeadLetter, from_ipc, to_ipc
 

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from pretrainer.data.dedup import held_out_index, split_position
-from pretrainer.data.filters import apply_preset
-from pretrainer.data.in_order import split_segment
-from pretrainer.data.ledger import ChunkKey
-from pretrainer.data.normalise import normalise_texts
-from pretrainer.data.packer import At, next_chunk, pack_tables, pad_source_end
-from pretrainer.data.packing import PackedRow, slot_block
+from pretrainer.data.dedup.dedup import held_out_index, split_position
+from pretrainer.data.dedup.in_order import split_segment
+from pretrainer.data.filters.filters import apply_preset
+from pretrainer.data.filters.normalise import normalise_texts
+from pretrainer.data.ledger.ledger import ChunkKey
+from pretrainer.data.ledger.windows import Window
+from pretrainer.data.packing.packer import At, next_chunk, pack_tables, pad_source_end
+from pretrainer.data.packing.packing import PackedRow, slot_block
 from pretrainer.data.plan import SourcePlan, load_manifest
 from pretrainer.data.stages import raw_chunks
-from pretrainer.data.windows import Window
 from pretrainer.schema import Batch, from_ipc
 from pretrainer.storage import Store
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pretrainer.data.filters import FILTERS, PRESETS, apply_preset
-from pretrainer.data.normalise import exact_hashes, normalise_texts
+from pretrainer.data.filters.filters import FILTERS, PRESETS, apply_preset
+from pretrainer.data.filters.normalise import exact_hashes, normalise_texts
 
 
 def library_texts() -> pa.LargeStringArray:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pretrainer.config import DedupConfig
-from pretrainer.data import dedup, minhash
+from pretrainer.data.dedup import dedup, minhash
 
 
 def library_texts() -> pa.LargeStringArray:

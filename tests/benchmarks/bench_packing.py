@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pretrainer.config.data import MIB
-from pretrainer.data.packing import PACKERS, Pieces, cut_documents, join_documents
-from pretrainer.data.placement import best_fit_decreasing
+from pretrainer.data.packing.packing import PACKERS, Pieces, cut_documents, join_documents
+from pretrainer.data.packing.placement import best_fit_decreasing
 from pretrainer.schema import PAD, Specials
 
 

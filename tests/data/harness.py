@@ -13,14 +13,14 @@ import pyarrow as pa
 
 from pretrainer.config import DataConfig, DedupConfig, SourceConfig
 from pretrainer.data import stages
-from pretrainer.data.dedup import signatures
-from pretrainer.data.in_order import InOrderDedup
-from pretrainer.data.packer import PackWindows
+from pretrainer.data.dedup.dedup import signatures
+from pretrainer.data.dedup.in_order import InOrderDedup
+from pretrainer.data.packing.packer import PackWindows
 from pretrainer.data.pipeline import start_position
 from pretrainer.data.plan import SourcePlan
-from pretrainer.data.source import Manifest
-from pretrainer.data.tokenizer_train import train_tokenizer
-from pretrainer.data.units import UnitPlan
+from pretrainer.data.readers.source import Manifest
+from pretrainer.data.readers.units import UnitPlan
+from pretrainer.data.tokenizer.train import train_tokenizer
 from pretrainer.schema import to_ipc
 from pretrainer.storage import Store
 

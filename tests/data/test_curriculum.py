@@ -10,13 +10,13 @@ import pytest
 from pretrainer.config import Config, DataConfig, SegmentConfig, SourceConfig, TrainConfig
 from pretrainer.config_load import parse_config, to_yaml
 from pretrainer.data.curriculum import Curriculum, line_start, make_segments, realised_shares
-from pretrainer.data.lines import open_line, read_line
-from pretrainer.data.windows import Window
+from pretrainer.data.ledger.lines import open_line, read_line
+from pretrainer.data.ledger.windows import Window
 from pretrainer.errors import ConfigError
 from pretrainer.storage import Store
 from tests.data.harness import curated, document, make_plan, packed, stream
 
-from pretrainer.data.packer import PackWindows  # isort: skip
+from pretrainer.data.packing.packer import PackWindows  # isort: skip
 
 SOURCES = (SourceConfig(name="web", uris=("/nowhere",)), SourceConfig(name="books", uris=("/nowhere",)))
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrainer.config import DedupConfig
-from pretrainer.data import lsh
-from pretrainer.data.dedup import (
+from pretrainer.data.dedup import lsh
+from pretrainer.data.dedup.dedup import (
     MIN_SHINGLES,
     NO_DUPLICATE,
     Decisions,

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrainer.data import filters_prose
-from pretrainer.data.filters import FILTERS, PRESETS, apply_preset, first_reason, preset_filters
-from pretrainer.data.filters_prose import STOP_WORDS, ngram_chars, token_counts
+from pretrainer.data.filters import prose as filters_prose
+from pretrainer.data.filters.filters import FILTERS, PRESETS, apply_preset, first_reason, preset_filters
+from pretrainer.data.filters.prose import STOP_WORDS, ngram_chars, token_counts
 from pretrainer.errors import ConfigError
 
 ANY_TEXT = st.text(st.characters(), max_size=300) | st.text("ab .,#\n-\u2022\u2026'é1 \t\u3000", max_size=300)
@@ -307,7 +307,7 @@ def test_character_kinds_match_unicodedata() -> None:
 @given(text=ANY_TEXT)
 @settings(max_examples=100, deadline=None)
 def test_base64_runs_match_the_expression(text: str) -> None:
-    from pretrainer.data.filters_code import _base64_runs
+    from pretrainer.data.filters.code import _base64_runs
 
     for sample in (text, text * 9, "Ab9+/=\n" * 9 + text + "x" * 64):
         assert _base64_runs(sample).tolist() == [len(run) for run in re.findall(r"[a-zA-Z0-9+/\n=]{64,}", sample)]

@@ -62,14 +62,14 @@ def modules_in(version_of: tuple[str, ...], without: tuple[str, ...]) -> set[str
 def test_curation_covers_filters_and_kernels() -> None:
     seen = modules_in(CURATION_MODULES, NOT_IN_FINGERPRINT)
     for name in (
-        "filters_code",
-        "filters_prose",
-        "lsh",
+        "filters.code",
+        "filters.prose",
+        "filters.normalise",
+        "dedup.lsh",
         "hashing",
-        "units",
-        "decompress",
-        "tokenizer_text",
-        "normalise",
+        "readers.units",
+        "readers.decompress",
+        "tokenizer.text",
     ):
         assert f"pretrainer.data.{name}" in seen
     assert not seen & set(NOT_IN_FINGERPRINT)
@@ -77,10 +77,11 @@ def test_curation_covers_filters_and_kernels() -> None:
 
 def test_packing_covers_what_places_documents_and_what_windows_record() -> None:
     seen = modules_in(PACKING_MODULES, (*NOT_IN_FINGERPRINT, "pretrainer.data.stages"))
-    assert {f"pretrainer.data.{name}" for name in ("placement", "compiled", "shuffle_quality")} <= seen
+    assert {f"pretrainer.data.{name}" for name in ("packing.placement", "compiled", "packing.shuffle_quality")} <= seen
 
 
 def test_every_file_with_kernels_names_the_folder_of_compiled_ones() -> None:
     folder = Path(compiled.__file__).parent
-    uses = {path.name for path in folder.glob("*.py") if "compiled import kernel" in path.read_text()}
+    files = [path for path in folder.rglob("*.py") if "compiled import kernel" in path.read_text()]
+    uses = {str(path.relative_to(folder)) for path in files}
     assert {*uses, "compiled.py"} == set(compiled.KERNEL_FILES)

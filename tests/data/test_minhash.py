@@ -13,8 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrainer.data import minhash
-from pretrainer.data.minhash import EMPTY, MAX_SHINGLED_CHARS, estimate_jaccard, scheme_id, shingle_hashes, signatures
+from pretrainer.data.dedup import minhash
+from pretrainer.data.dedup.minhash import (
+    EMPTY,
+    MAX_SHINGLED_CHARS,
+    estimate_jaccard,
+    scheme_id,
+    shingle_hashes,
+    signatures,
+)
 
 MASK = 2**64 - 1
 TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("aB1 .-\u4e2d\u3042\u3002\u044f\u00e9"), max_size=120)

@@ -8,7 +8,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrainer.data.normalise import (
+from pretrainer.data.filters.normalise import (
     as_large_string,
     dedup_key,
     exact_hash,

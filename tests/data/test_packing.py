@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrainer.config import DataConfig, SourceConfig
-from pretrainer.data.packing import (
+from pretrainer.data.packing.packing import (
     PACKERS,
     Rows,
     empty_row,
@@ -21,7 +21,7 @@ from pretrainer.data.packing import (
     slot_block,
     window_permutation,
 )
-from pretrainer.data.placement import best_fit_decreasing
+from pretrainer.data.packing.placement import best_fit_decreasing
 from pretrainer.schema import BOS, EOS, PAD, TOKENIZED, Batch, Specials
 
 examples = settings(deadline=None, max_examples=60)

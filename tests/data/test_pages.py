@@ -15,17 +15,17 @@ import pytest
 
 from pretrainer import storage
 from pretrainer.config import DataConfig, DedupConfig, SourceConfig
-from pretrainer.data import pages
-from pretrainer.data.dedup import Sketches
-from pretrainer.data.in_order import InOrderDedup
-from pretrainer.data.ledger import ChunkKey, ChunkRecord, Ledger
-from pretrainer.data.pages import START, ChunkEnd
+from pretrainer.data.dedup.dedup import Sketches
+from pretrainer.data.dedup.in_order import InOrderDedup
+from pretrainer.data.ledger import pages
+from pretrainer.data.ledger.ledger import ChunkKey, ChunkRecord, Ledger
+from pretrainer.data.ledger.pages import START, ChunkEnd
+from pretrainer.data.ledger.records import RecordLog, RecordPager
+from pretrainer.data.ledger.segments import DECISIONS, SegmentPager, join_page, join_segment, split_page
+from pretrainer.data.ledger.windows import Window, WindowLog
+from pretrainer.data.packing.shuffle_quality import ShuffleQuality
 from pretrainer.data.pipeline import start_position
 from pretrainer.data.plan import SourcePlan
-from pretrainer.data.records import RecordLog, RecordPager
-from pretrainer.data.segments import DECISIONS, SegmentPager, join_page, join_segment, split_page
-from pretrainer.data.shuffle_quality import ShuffleQuality
-from pretrainer.data.windows import Window, WindowLog
 from pretrainer.schema import from_ipc, to_ipc
 from pretrainer.storage import Store
 from pretrainer.storage_backend import Entry

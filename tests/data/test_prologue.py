@@ -16,9 +16,9 @@ from pretrainer.config import Config, DataConfig, DedupConfig, SourceConfig, Tok
 from pretrainer.data import fingerprint
 from pretrainer.data.identity import changes_since_start, fingerprint_parts, record_parts
 from pretrainer.data.prologue import freeze_manifest
-from pretrainer.data.source import Manifest
-from pretrainer.data.tokenizer import Tokenizer
-from pretrainer.data.tokenizer_freeze import freeze_tokenizer
+from pretrainer.data.readers.source import Manifest
+from pretrainer.data.tokenizer.freeze import freeze_tokenizer
+from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import SourceError
 from pretrainer.storage import Store
 from tests.data.harness import small_tokenizer

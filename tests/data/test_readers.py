@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from pretrainer import storage
 from pretrainer.config import SourceConfig
-from pretrainer.data.decompress import OUTPUT_BYTES, CorruptStreamError, decompressed
-from pretrainer.data.readers import READERS, read_unit
-from pretrainer.data.readers_jsonl import split_lines
-from pretrainer.data.readers_text import cut, cut_documents
-from pretrainer.data.source import Manifest, UnitPlan
-from pretrainer.data.units import Piece
+from pretrainer.data.readers.decompress import OUTPUT_BYTES, CorruptStreamError, decompressed
+from pretrainer.data.readers.formats import READERS, read_unit
+from pretrainer.data.readers.jsonl import split_lines
+from pretrainer.data.readers.source import Manifest, UnitPlan
+from pretrainer.data.readers.text import cut, cut_documents
+from pretrainer.data.readers.units import Piece
 from pretrainer.errors import SourceError, StorageError
 from pretrainer.schema import DOCUMENTS, DeadLetter
 from pretrainer.storage import Store

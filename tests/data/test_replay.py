@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretrainer.data.curriculum import Curriculum, Segment, SegmentOrder
-from pretrainer.data.ledger import ChunkKey
+from pretrainer.data.ledger.ledger import ChunkKey
 from pretrainer.data.mixture import Mixture
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.replay import fresh_plans, replay_blocks, source_blocks

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrainer.config import SourceConfig
-from pretrainer.data import readers_jsonl, readers_parquet
-from pretrainer.data.readers import read_unit
-from pretrainer.data.reading import BEGINNING, Resume
-from pretrainer.data.units import Piece
+from pretrainer.data.readers import jsonl as readers_jsonl
+from pretrainer.data.readers import parquet as readers_parquet
+from pretrainer.data.readers.formats import read_unit
+from pretrainer.data.readers.reading import BEGINNING, Resume
+from pretrainer.data.readers.units import Piece
 from pretrainer.storage import RetryingFile
 from tests.data.compress import COMPRESS
 

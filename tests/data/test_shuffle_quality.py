@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrainer.data.packer import PackWindows
-from pretrainer.data.shuffle_quality import ShuffleQuality, add_up, same_group_share, shuffle_quality
-from pretrainer.data.windows import Window
+from pretrainer.data.ledger.windows import Window
+from pretrainer.data.packing.packer import PackWindows
+from pretrainer.data.packing.shuffle_quality import ShuffleQuality, add_up, same_group_share, shuffle_quality
 from tests.data.harness import curated, document, make_plan, packed
 
 examples = settings(deadline=None, max_examples=60)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrainer.config import SourceConfig
-from pretrainer.data import units
-from pretrainer.data.source import SHARDS, Manifest, UnitPlan, glob_regex, list_shards, order_key, permute
+from pretrainer.data.readers import units
+from pretrainer.data.readers.source import SHARDS, Manifest, UnitPlan, glob_regex, list_shards, order_key, permute
 from pretrainer.errors import SourceError
 from pretrainer.storage import Store
 from tests import s3

@@ -13,15 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pretrainer.data import pages, stages
-from pretrainer.data.filters import apply_preset
+from pretrainer.data import stages
+from pretrainer.data.dedup.in_order import InOrderDedup
+from pretrainer.data.filters.filters import apply_preset
 from pretrainer.data.held_out import _held_out_rows
-from pretrainer.data.in_order import InOrderDedup
-from pretrainer.data.ledger import ChunkKey, Ledger, open_ledger
-from pretrainer.data.packer import PackWindows
+from pretrainer.data.ledger import pages
+from pretrainer.data.ledger.ledger import ChunkKey, Ledger, open_ledger
+from pretrainer.data.ledger.segments import IndexPart, SegmentLog
+from pretrainer.data.packing.packer import PackWindows
 from pretrainer.data.pipeline import start_position
 from pretrainer.data.plan import SourcePlan
-from pretrainer.data.segments import IndexPart, SegmentLog
 from pretrainer.errors import BadDataError, StorageError, StreamError
 from pretrainer.schema import BOS, TOKENIZED, Batch, ChunkReport, DeadLetter
 from pretrainer.storage import Store
@@ -477,7 +478,7 @@ def test_filter_drops_are_counted_and_not_packed(tmp_path: Path) -> None:
 
 
 def test_held_out_documents_are_dropped_with_their_near_copies(tmp_path: Path) -> None:
-    from pretrainer.data.dedup import signatures
+    from pretrainer.data.dedup.dedup import signatures
     from pretrainer.schema import to_ipc
 
     plan = make_plan(tmp_path, TEXTS)

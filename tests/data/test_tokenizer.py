@@ -21,8 +21,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrainer.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
-from pretrainer.data.tokenizer_text import ESCAPE, SEGMENT_CHARS, SPACE_MARK, escape, segments, unescape
+from pretrainer.data.tokenizer.text import ESCAPE, SEGMENT_CHARS, SPACE_MARK, escape, segments, unescape
+from pretrainer.data.tokenizer.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
 from pretrainer.errors import UserError
 from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, MASK, PAD, SPECIAL_TOKENS
 
@@ -162,7 +162,7 @@ def test_training_again_gives_the_same_bytes(kind: str) -> None:
 @each_kind
 def test_training_in_another_process_gives_the_same_bytes(kind: str) -> None:
     program = (
-        "import sys, json, hashlib; from pretrainer.data.tokenizer import train_tokenizer\n"
+        "import sys, json, hashlib; from pretrainer.data.tokenizer.tokenizer import train_tokenizer\n"
         f"print(hashlib.sha256(train_tokenizer(json.load(sys.stdin), {kind!r}, {VOCAB_SIZE})).hexdigest())"
     )
     for seed in ("1", "2"):

@@ -17,9 +17,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrainer.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
-from pretrainer.data.tokenizer_hf import export_hf, to_tokenizers
-from pretrainer.data.tokenizer_text import ESCAPE, SPACE_MARK
+from pretrainer.data.tokenizer.hf import export_hf, to_tokenizers
+from pretrainer.data.tokenizer.text import ESCAPE, SPACE_MARK
+from pretrainer.data.tokenizer.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
 from pretrainer.schema import BOS, EOS, MASK, PAD, SPECIAL_TOKENS
 
 KINDS = ("bpe", "unigram")

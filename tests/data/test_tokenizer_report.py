@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrainer.data.tokenizer import Tokenizer, train_tokenizer
-from pretrainer.data.tokenizer_report import ALL, Row, compare, format_rows, parse_sizes, split_sample
+from pretrainer.data.tokenizer.report import ALL, Row, compare, format_rows, parse_sizes, split_sample
+from pretrainer.data.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from pretrainer.errors import UserError
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretrainer.config import ModelConfig
-from pretrainer.data.packing import PACKERS, empty_row, pack_window, slot_block
+from pretrainer.data.packing.packing import PACKERS, empty_row, pack_window, slot_block
 from pretrainer.model.transformer import Transformer
 from pretrainer.schema import BOS, EOS, TOKENIZED, Batch, Specials
 from pretrainer.train.batch import document_table, micro_batches, to_tensor, valid_targets

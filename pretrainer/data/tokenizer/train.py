@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import sentencepiece
 
-from pretrainer.data.tokenizer_text import LINE_DELIMITER, SEGMENT_CHARS, ModelProto, escape, segments, sp_proto
+from pretrainer.data.tokenizer.text import LINE_DELIMITER, SEGMENT_CHARS, ModelProto, escape, segments, sp_proto
 from pretrainer.errors import UserError
 from pretrainer.schema import SPECIAL_TOKENS
 

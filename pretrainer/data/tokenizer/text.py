@@ -3,7 +3,7 @@
 Escapes. sentencepiece writes a space as U+2581 and decodes every U+2581 to a space, so a real U+2581 would be lost:
 text is encoded with U+0010 -> U+0010 "0" and U+2581 -> U+0010 "1", and decoding undoes it.
 
-Segments. Long text is cut behind line ends, which no piece of a model trained here crosses (`tokenizer_train`), so
+Segments. Long text is cut behind line ends, which no piece of a model trained here crosses (`train`), so
 the ids are those of the whole text; a line longer than SEGMENT_CHARS is cut hard. This bounds memory per document, and
 keeps a unigram path inside what float32 adds exactly. Models trained elsewhere are not cut: their pieces may cross.
 """

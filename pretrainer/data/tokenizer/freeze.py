@@ -13,10 +13,10 @@ from pretrainer.config import Config, TokenizerConfig
 from pretrainer.data.held_out import first_chunk, hold_out
 from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.plan import SourcePlan, draft_plans
-from pretrainer.data.source import Manifest
-from pretrainer.data.tokenizer import SentencePieceTokenizer, Tokenizer
-from pretrainer.data.tokenizer_train import train_tokenizer
-from pretrainer.data.units import permute
+from pretrainer.data.readers.source import Manifest
+from pretrainer.data.readers.units import permute
+from pretrainer.data.tokenizer.tokenizer import SentencePieceTokenizer, Tokenizer
+from pretrainer.data.tokenizer.train import train_tokenizer
 from pretrainer.errors import UserError
 from pretrainer.storage import Store
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pretrainer.data import pages
-from pretrainer.data.dedup import Sketches, position
-from pretrainer.data.pages import ChunkEnd, ChunkKey, ChunkPages, read_many
+from pretrainer.data.dedup.dedup import Sketches, position
+from pretrainer.data.ledger import pages
+from pretrainer.data.ledger.pages import ChunkEnd, ChunkKey, ChunkPages, read_many
 from pretrainer.schema import from_ipc, to_ipc
 from pretrainer.storage import Store
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pretrainer.data.placement import best_fit_decreasing, copy_pieces
+from pretrainer.data.packing.placement import best_fit_decreasing, copy_pieces
 from pretrainer.schema import SLOT_BLOCK, Specials
 
 

@@ -1,6 +1,6 @@
 """Export of a tokenizer for `transformers.AutoTokenizer`: the same ids for the same text, and the same text back.
 
-The tokenizer.json repeats what `tokenizer_text` does: normalizer = its escapes, then space -> U+2581; pre-tokenizer =
+The tokenizer.json repeats what `text` does: normalizer = its escapes, then space -> U+2581; pre-tokenizer =
 its segments; decoder = the inverse. sentencepiece BPE merges the leftmost pair whose *result* has the best score; the
 `tokenizers` package ranks *pairs*: merges are listed by the score of their result (see `merges`). Only ids that no text
 gives may decode differently: of byte pieces that are no UTF-8, sentencepiece keeps the characters that are complete.
@@ -18,8 +18,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from pretrainer.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
-from pretrainer.data.tokenizer_text import ESCAPES, SEGMENT_PATTERN, SPACE_MARK, ModelProto, sp_proto
+from pretrainer.data.tokenizer.text import ESCAPES, SEGMENT_PATTERN, SPACE_MARK, ModelProto, sp_proto
+from pretrainer.data.tokenizer.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
 # A unigram of `tokenizers` also finds the names of byte and special pieces in text, where sentencepiece does not. A cut
 # behind their "<" hides them, and changes nothing else: no trained piece has a letter or digit behind a "<" (training

@@ -10,8 +10,8 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from pretrainer.data.decompress import CorruptStreamError
-from pretrainer.data.reading import NEWLINE, Reading, Record, document_id, has_surrogate
+from pretrainer.data.readers.decompress import CorruptStreamError
+from pretrainer.data.readers.reading import NEWLINE, Reading, Record, document_id, has_surrogate
 from pretrainer.storage import RetryingFile
 
 TAIL_BLOCK_BYTES = 65_536

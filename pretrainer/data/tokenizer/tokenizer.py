@@ -18,8 +18,8 @@ import sentencepiece
 import tokenizers
 from google.protobuf.message import DecodeError
 
-from pretrainer.data.tokenizer_text import LINE_DELIMITER, ModelProto, escape, segments, sp_proto, unescape
-from pretrainer.data.tokenizer_train import train_tokenizer
+from pretrainer.data.tokenizer.text import LINE_DELIMITER, ModelProto, escape, segments, sp_proto, unescape
+from pretrainer.data.tokenizer.train import train_tokenizer
 from pretrainer.errors import UserError
 
 __all__ = ["HF_ROLES", "HuggingFaceTokenizer", "SentencePieceTokenizer", "Tokenizer", "train_tokenizer"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pretrainer.config import SourceConfig
-from pretrainer.data.decompress import MemberStarts, Start, decompressed, skipped
-from pretrainer.data.units import Piece, shard_format
+from pretrainer.data.readers.decompress import MemberStarts, Start, decompressed, skipped
+from pretrainer.data.readers.units import Piece, shard_format
 from pretrainer.errors import SourceError
 from pretrainer.storage import RetryingFile, Store, redact
 

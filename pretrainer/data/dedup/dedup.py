@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 
 from pretrainer.config import DedupConfig
-from pretrainer.data import lsh, minhash
-from pretrainer.data.normalise import exact_hashes
+from pretrainer.data.dedup import lsh, minhash
+from pretrainer.data.filters.normalise import exact_hashes
 from pretrainer.errors import StreamError
 
 MIN_SHINGLES = 10

@@ -21,9 +21,9 @@ from functools import lru_cache
 
 import pyarrow as pa
 
-from pretrainer.data.pages import ChunkKey
-from pretrainer.data.records import ChunkRecord, RecordLog
-from pretrainer.data.segments import SegmentLog
+from pretrainer.data.ledger.pages import ChunkKey
+from pretrainer.data.ledger.records import ChunkRecord, RecordLog
+from pretrainer.data.ledger.segments import SegmentLog
 from pretrainer.errors import StreamError
 from pretrainer.schema import ChunkReport, DeadLetter, from_ipc, to_ipc
 from pretrainer.storage import Store

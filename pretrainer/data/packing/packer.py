@@ -14,13 +14,13 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pretrainer.data.packing import PackedRow, Rows, empty_row, pack_window, slot_block, window_permutation
-from pretrainer.data.pages import ChunkKey
+from pretrainer.data.ledger.pages import ChunkKey
+from pretrainer.data.ledger.records import RecordPager
+from pretrainer.data.ledger.windows import At, Window
+from pretrainer.data.packing.packing import PackedRow, Rows, empty_row, pack_window, slot_block, window_permutation
+from pretrainer.data.packing.shuffle_quality import ShuffleQuality, shuffle_quality
 from pretrainer.data.plan import SourcePlan
-from pretrainer.data.records import RecordPager
-from pretrainer.data.shuffle_quality import ShuffleQuality, shuffle_quality
 from pretrainer.data.stages import one_chunk
-from pretrainer.data.windows import At, Window
 from pretrainer.schema import SLOT_BLOCK, from_ipc
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
-from pretrainer.data import pages
-from pretrainer.data.pages import ChunkEnd, ChunkKey, ChunkPages, read_many
+from pretrainer.data.ledger import pages
+from pretrainer.data.ledger.pages import ChunkEnd, ChunkKey, ChunkPages, read_many
 from pretrainer.storage import Store
 
 

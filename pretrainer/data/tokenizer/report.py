@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from pretrainer.data.tokenizer import Tokenizer, train_tokenizer
-from pretrainer.data.tokenizer_train import NUM_BYTE_PIECES
+from pretrainer.data.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from pretrainer.data.tokenizer.train import NUM_BYTE_PIECES
 from pretrainer.errors import UserError
 from pretrainer.schema import FIRST_TEXT_ID
 

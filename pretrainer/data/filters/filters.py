@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from pretrainer.data.filters_code import code_alphanumeric, code_encoded_data, code_generated, code_lines
-from pretrainer.data.filters_prose import gopher_quality, gopher_repetition
-from pretrainer.data.normalise import as_large_string
+from pretrainer.data.filters.code import code_alphanumeric, code_encoded_data, code_generated, code_lines
+from pretrainer.data.filters.normalise import as_large_string
+from pretrainer.data.filters.prose import gopher_quality, gopher_repetition
 from pretrainer.errors import ConfigError
 
 Filter = Callable[[str], str | None]

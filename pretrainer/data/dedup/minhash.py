@@ -28,8 +28,8 @@ import numpy as np
 import pyarrow as pa
 
 from pretrainer.data.compiled import kernel
+from pretrainer.data.filters.normalise import utf8_buffers
 from pretrainer.data.hashing import FNV_OFFSET, FNV_PRIME, POLYNOMIAL_BASE, mix64
-from pretrainer.data.normalise import utf8_buffers
 
 MAX_SHINGLED_CHARS = 500_000
 """A longer text is represented by the shingles of its first characters (the cost of a 1 GB line stays bounded)."""

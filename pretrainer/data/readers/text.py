@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from pretrainer.data.decompress import CorruptStreamError
-from pretrainer.data.reading import NEWLINE, Reading, Record
+from pretrainer.data.readers.decompress import CorruptStreamError
+from pretrainer.data.readers.reading import NEWLINE, Reading, Record
 from pretrainer.storage import RetryingFile
 
 CUT_SEARCH_BYTES = 65_536

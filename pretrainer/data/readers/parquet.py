@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretrainer.data.decompress import CorruptStreamError, Start
-from pretrainer.data.reading import Reading, Record, document_id
+from pretrainer.data.readers.decompress import CorruptStreamError, Start
+from pretrainer.data.readers.reading import Reading, Record, document_id
 from pretrainer.errors import SourceError
 from pretrainer.storage import RetryingFile
 

@@ -27,11 +27,11 @@ from typing import Any
 import pyarrow as pa
 
 from pretrainer.config import SourceConfig
-from pretrainer.data.readers_jsonl import read_jsonl
-from pretrainer.data.readers_parquet import read_parquet
-from pretrainer.data.readers_text import read_text
-from pretrainer.data.reading import BEGINNING, Reader, Reading, Record, Resume
-from pretrainer.data.units import Piece
+from pretrainer.data.readers.jsonl import read_jsonl
+from pretrainer.data.readers.parquet import read_parquet
+from pretrainer.data.readers.reading import BEGINNING, Reader, Reading, Record, Resume
+from pretrainer.data.readers.text import read_text
+from pretrainer.data.readers.units import Piece
 from pretrainer.schema import DOCUMENTS, ChunkReport, DeadLetter
 from pretrainer.storage import BLOCK_BYTES
 

@@ -20,10 +20,9 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pretrainer.data.dedup import DedupIndex, Sketches, held_out_position
-from pretrainer.data.pages import START, ChunkKey
-from pretrainer.data.plan import SourcePlan
-from pretrainer.data.segments import (
+from pretrainer.data.dedup.dedup import DedupIndex, Sketches, held_out_position
+from pretrainer.data.ledger.pages import START, ChunkKey
+from pretrainer.data.ledger.segments import (
     DECISIONS,
     IndexPart,
     SegmentPager,
@@ -32,6 +31,7 @@ from pretrainer.data.segments import (
     join_segment,
     split_segment,
 )
+from pretrainer.data.plan import SourcePlan
 from pretrainer.data.stages import chunk_row, one_chunk
 from pretrainer.errors import BadDataError, StreamError
 from pretrainer.schema import from_ipc

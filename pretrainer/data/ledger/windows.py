@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from pretrainer.data import pages
-from pretrainer.data.pages import read_many
-from pretrainer.data.shuffle_quality import ShuffleQuality
+from pretrainer.data.ledger import pages
+from pretrainer.data.ledger.pages import read_many
+from pretrainer.data.packing.shuffle_quality import ShuffleQuality
 from pretrainer.storage import Store
 
 At = tuple[int, int]  # (stream position of the unit, chunk in the unit)

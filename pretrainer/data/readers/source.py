@@ -1,7 +1,7 @@
 """From the URIs of a source to its shards, and the manifest that freezes them for a run.
 
 The order of a source is the order of its shards sorted by path below the source root, so equal content at another
-URI or on another store has the same order. Units, the pieces that read tasks get, are in `pretrainer.data.units`.
+URI or on another store has the same order. Units, the pieces that read tasks get, are in `units`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pretrainer.config import SourceConfig
-from pretrainer.data.units import Permutation, Piece, UnitPlan, order_key, permute
+from pretrainer.data.readers.units import Permutation, Piece, UnitPlan, order_key, permute
 from pretrainer.errors import SourceError
 from pretrainer.schema import from_ipc, to_ipc
 from pretrainer.storage import Entry, Store, redact

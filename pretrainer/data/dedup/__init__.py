@@ -1,0 +1,1 @@
+"""Exact and near-duplicate removal, in the order of the stream."""

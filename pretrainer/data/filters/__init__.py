@@ -1,0 +1,1 @@
+"""Normalisation and quality rules: text -> reason or None."""

@@ -1,0 +1,1 @@
+"""Documents to sequences: strategies, pack windows, the quality of the shuffle."""

@@ -1,0 +1,1 @@
+"""Objects to documents: sources and their units, formats, compression, dead letters."""

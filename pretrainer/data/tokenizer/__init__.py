@@ -1,0 +1,1 @@
+"""Training, loading, freezing, comparing and exporting tokenizers."""
