@@ -102,6 +102,9 @@ def test_realised_shares_stand_beside_the_asked_ones() -> None:
     (web_asked, web), (_asked, books) = realised_shares(segments, 20, 6)
     given = [Curriculum(segments, 6).at(block).order.expected(block)[0] for block in range(120)]
     assert web_asked == pytest.approx(0.575) and web == given.count(0) / 120 and web + books == 1
+    for step in (4, 13):
+        (_asked, web), _books = realised_shares(segments, step, 6)
+        assert web == pytest.approx(given[: 6 * step].count(0) / (6 * step))
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ def test_workers_are_whole_on_each_node(cluster: Cluster) -> None:
 
 
 def test_tenths_of_a_cpu_are_counted_exactly(cluster: Cluster) -> None:
-    cluster.nodes = {"a": {"CPU": 1.0}}
-    assert size(policy(10, blocks=10, cpus=0.1)[0].make_decision_for_non_running_worker_group()) == 10
+    cluster.nodes = {"a": {"CPU": 0.3}, "b": {"CPU": 1.0}}  # in floats 0.3 / 0.1 is less than 3
+    assert size(policy(13, blocks=13, cpus=0.1)[0].make_decision_for_non_running_worker_group()) == 13
 
 
 def test_nodes_that_leave_or_are_dead_hold_no_workers(cluster: Cluster) -> None:

@@ -55,6 +55,12 @@ def test_undisturbed_run() -> None:
     assert report["tokens_per_worker_s"] == pytest.approx(100)
 
 
+def test_an_event_that_comes_late_counts_no_second_twice() -> None:
+    goodput = fold(0.0, [start(10.0), event("steps", 20.0, 1, step=1.0), event("sample", 15.0, 1, sample=1.0)])
+    goodput.close(30.0)
+    assert sum(goodput.worker_s.values()) == pytest.approx(2 * 30.0)
+
+
 def test_steps_trained_again_are_lost_work_and_new_ones_useful() -> None:
     """Checkpoint of step 11, failure after step 14: steps 12 to 14 come again, 15 and 16 are new."""
     again = [

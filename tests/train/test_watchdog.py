@@ -65,6 +65,11 @@ def test_starved_rank_names_block_and_source(block: int, source: str, nth: int) 
     assert f"behind is source {source} with its block {nth}" in found.text
 
 
+def test_the_earliest_block_that_is_waited_for_is_behind() -> None:
+    found = judge(pulse(0, "data", block=12), pulse(1, "data", block=9), pulse(2, "agree"))
+    assert found is not None and found.ranks == (1, 0) and "behind is source web with its block 2" in found.text
+
+
 def test_stream_that_does_not_begin_is_starvation() -> None:
     found = judge(*[pulse(r, "data") for r in range(3)])
     assert found is not None and found.kind == "data" and "rank 2 of 3 waits for the stream" in found.text
@@ -74,6 +79,11 @@ def test_rank_behind_in_a_collective_is_told_from_those_that_wait() -> None:
     found = judge(pulse(0, "step", 8), pulse(1, "checkpoint", 7), pulse(2, "step", 8))
     assert found is not None and found.kind == "collective" and found.ranks == (1,)
     assert "ranks 1 in checkpoint of step 7, ranks 0, 2 in step of step 8" in found.text
+
+
+def test_ranks_at_the_earlier_step_are_suspect_although_they_are_more() -> None:
+    found = judge(pulse(0, "step", 7), pulse(1, "agree", 8), pulse(2, "step", 7))
+    assert found is not None and found.ranks == (0, 2)
 
 
 def test_all_in_one_collective_are_all_suspect() -> None:
