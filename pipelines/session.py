@@ -175,7 +175,7 @@ def _judge(session: Session, outcome: Outcome, before: int, failure: list[Except
             outcome.status, outcome.exit_code = "stopped", 2
             outcome.message = (
                 f"the sources are exhausted after {finished[-1]['step']:,} of {session.config.total_steps:,} steps: "
-                "lower train.steps, or give a new run a larger max_epochs; what was trained up to there is exported"
+                "lower train.steps, or raise max_epochs and give the same command again; what was trained is exported"
             )
     else:
         outcome.status, outcome.message = "stopped", "stopped before the workers could save; the same command continues"

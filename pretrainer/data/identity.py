@@ -64,7 +64,6 @@ def fingerprint_parts(
             "packing": data.packing,
             "pack_window_tokens": data.pack_window_tokens,
             "slot_sequences": data.slot_sequences,
-            "max_epochs": source.max_epochs,
         }
     return parts
 

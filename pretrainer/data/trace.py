@@ -20,7 +20,7 @@ from pretrainer.data.filters.filters import apply_preset
 from pretrainer.data.filters.normalise import normalise_texts
 from pretrainer.data.ledger.ledger import ChunkKey
 from pretrainer.data.ledger.windows import Window
-from pretrainer.data.packing.packer import At, next_chunk, pack_tables, pad_source_end
+from pretrainer.data.packing.packer import At, next_chunk, pack_tables, pad_epoch_end
 from pretrainer.data.packing.packing import PackedRow, slot_block
 from pretrainer.data.plan import SourcePlan, load_manifest
 from pretrainer.data.stages import raw_chunks
@@ -96,7 +96,7 @@ class SourceTrace:
             window = self.windows[number]
             tables = [table for _at, table in window_chunks(self.plan, window)]
             rows, _counts = pack_tables(self.plan, number, tables)
-            rows = pad_source_end(self.plan, rows, window.first_sequence, window.after)
+            rows = pad_epoch_end(self.plan, rows, window.first_sequence, window.after)
             self.packed = number, pa.concat_tables(tables).select(["id", "shard", "row"]), rows
         return self.packed[1:]
 

@@ -509,8 +509,15 @@ def test_windows_number_sequences_without_gaps(tmp_path: Path) -> None:
     assert [w.first_sequence for w in windows] == np.cumsum([0, *(w.sequences for w in windows)])[:-1].tolist()
     assert windows[-1].first_sequence + windows[-1].sequences == 4 * len(blocks)
     assert all(a.after == b.first for a, b in zip(windows, windows[1:], strict=False))
-    padding = [i for b in blocks for i in Batch.from_row(b, 16).lengths == 0]
-    assert sum(padding) < 4 and padding == sorted(padding)  # a source is padded at its very end alone
+    for epoch in (0, 1):  # padded at its very end alone
+        padding = [i for b in blocks if b["epoch"] == epoch for i in Batch.from_row(b, 16).lengths == 0]
+        assert sum(padding) < 4 and padding == sorted(padding)
+
+
+def test_an_epoch_does_not_depend_on_how_many_follow(tmp_path: Path) -> None:
+    """So that a run whose sources came to their ends goes on when max_epochs is raised."""
+    one, three = (stream(make_plan(tmp_path / str(n), TEXTS, max_epochs=n)) for n in (1, 3))
+    assert one == three[: len(one)] and len(one) < len(three) == 3 * len(one)
 
 
 def test_window_closes_with_the_chunk_that_fills_it_or_ends_the_epoch(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def test_longer_run_continues_at_another_world_size(head: Head, config: Path, re
     straight = pipeline("pretrain", "--config", str(config), "run.name=straight", "train.steps=9", env=head.env)
     first = pipeline("pretrain", "--config", str(config), "run.name=halves", env=head.env)
     second = pipeline(
-        "pretrain", "--config", str(config), "run.name=halves", "train.steps=9", "train.num_workers=1", env=head.env
+        "pretrain", "--config", str(config), "run.name=halves", "train.steps=9", "train.num_workers=1",
+        "data.sources.0.max_epochs=5", env=head.env
     )
     assert [r.code for r in (straight, first, second)] == [0, 0, 0], second.out + second.err
     assert second.summary["order_digest"] == straight.summary["order_digest"]

@@ -82,8 +82,7 @@ class PackWindows:
             count_tokens(tokens)
             for tokens, _last in self._tokens_between(self.open_at, next_chunk(at, self.chunks[at][1]))
         )
-        epoch_ends = after[1] == 0 and after[0] % self.plan.units == 0
-        return held >= self.plan.config.pack_window_tokens or epoch_ends
+        return held >= self.plan.config.pack_window_tokens or ends_epoch(self.plan, after)
 
     def _tokens_between(self, first: At, after: At) -> Iterator[tuple[pa.Table, bool]]:
         """Token shards of the chunks first, … up to but not with `after`; unseen ones come from the ledger."""
@@ -99,7 +98,7 @@ class PackWindows:
         first_sequence = self.newest.end_sequence if self.newest else 0
         tables = [tokens for tokens, _last in self._tokens_between(first, after)]
         rows, packed = pack_tables(self.plan, number, tables)
-        rows = pad_source_end(self.plan, rows, first_sequence, after)
+        rows = pad_epoch_end(self.plan, rows, first_sequence, after)
         window = Window(
             window=number,
             epoch=first[0] // self.plan.units,
@@ -132,7 +131,7 @@ class PackWindows:
             window = self.windows.get(number)
             tables = [tokens for tokens, _last in self._tokens_between(window.first, window.after)]
             rows, _packed = pack_tables(self.plan, number, tables)
-            self.rows[number] = pad_source_end(self.plan, rows, window.first_sequence, window.after)
+            self.rows[number] = pad_epoch_end(self.plan, rows, window.first_sequence, window.after)
         return self.rows[number]
 
     def _blocks(self, window: Window) -> Iterator[pa.Table]:
@@ -182,9 +181,17 @@ def window_key(plan: SourcePlan, number: int) -> tuple[object, ...]:
     return plan.config.order_seed, plan.source.name, "window", number
 
 
-def pad_source_end(plan: SourcePlan, rows: list[PackedRow], first_sequence: int, after: At) -> list[PackedRow]:
-    """At the very end of a source: fully masked rows up to a whole slot block."""
-    if after != (plan.positions, 0):
+def ends_epoch(plan: SourcePlan, after: At) -> bool:
+    """Whether an epoch ends before chunk `after` of the stream."""
+    return after[1] == 0 and after[0] % plan.units == 0
+
+
+def pad_epoch_end(plan: SourcePlan, rows: list[PackedRow], first_sequence: int, after: At) -> list[PackedRow]:
+    """At the end of each epoch: fully masked rows up to a whole slot block.
+
+    Of each, and not of the last one only, so that nothing of an epoch depends on how many will follow.
+    """
+    if not ends_epoch(plan, after):
         return rows
     missing = -(first_sequence + len(rows)) % plan.config.slot_sequences
     return rows + [empty_row(plan.config.seq_len, plan.specials)] * missing
