@@ -24,6 +24,7 @@ from pretrainer import lease as module
 from pretrainer.errors import LeaseError, StorageError
 from pretrainer.lease import Claim, Lease, acquire, claim_path, hold, pid_started, this_machine
 from pretrainer.storage import Store
+from tests import s3
 
 HEARTBEAT_S, TAKEOVER_S = 10.0, 60.0
 
@@ -90,9 +91,15 @@ def elsewhere(lease: Lease) -> None:
     lease.claim = claim
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "run"))
+s3_endpoint, s3_uri = s3.s3_endpoint, s3.s3_uri
+
+
+@pytest.fixture(params=["local", "s3"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path / "run"))
+    base, _question, query = request.getfixturevalue("s3_uri").partition("?")
+    return Store(f"{base}/run?{query}")
 
 
 def test_holder_on_this_machine_refuses_the_second_at_once(run: Store) -> None:

@@ -87,6 +87,12 @@ def test_resize_is_recovery_at_the_new_size() -> None:
     assert goodput.worker_s["recovery"] == pytest.approx(8 * 3) and goodput.worker_s["useful"] == pytest.approx(4)
 
 
+def test_the_next_segment_starts_up_and_recovers_from_nothing() -> None:
+    turn = [start(20.0), event("steps", 30.0, 4, step=4.0), {"kind": "finish", "at_s": 31.0, "status": "segment"}]
+    goodput = fold(10.0, [*turn, start(45.0, 4), event("steps", 50.0, 5, data=4.0, step=1.0)])
+    assert by_worker(goodput) == pytest.approx({"start_up": 10 + 14 + 4, "useful": 10 + 1, "other": 1})
+
+
 def test_next_driver_adds_to_the_sums_and_knows_what_was_trained() -> None:
     first = fold(10.0, UNDISTURBED)
     saved = json.loads(json.dumps(first.saved()))
