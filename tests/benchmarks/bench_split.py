@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=8.0)
     options = parser.parse_args()
-    ray.init(num_cpus=2, logging_level=40, log_to_driver=False, include_dashboard=False)
+    ray.init(address="local", num_cpus=2, logging_level=40, log_to_driver=False, include_dashboard=False)
     print("  W  sequences x tokens  ordered  blocks/s     tokens/s  against unordered", flush=True)
     for world in (1, 2, 4):
         for sequences, seq_len in ((8, 1024), (64, 1024)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     table = chaos.chaos(tmp_path, kills=20, seed=1, steps=800)
     print(table)
     assert all(kind in table for kind in chaos.KINDS) and "20 kills" in table
+    found = re.search(r"(\d+) resizes", table)
+    assert found is not None and int(found[1]) >= 4, table
 
 
 @pytest.fixture
