@@ -154,6 +154,13 @@ def _join(config: Config, address: str) -> Cluster:
             f"the Ray cluster at {address} refused this client: with token authentication set RAY_AUTH_MODE=token and "
             f"RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, without it set RAY_AUTH_MODE=disabled (RAY_AUTH_MODE is {mode})"
         ) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"the Ray cluster at {address} has another version of Ray or Python ({' '.join(str(error).split())}): run "
+            "this with the environment that started the cluster, or stop that one with `ray stop`"
+        ) from error
     return _describe(context.dashboard_url, started_here=False)
 
 

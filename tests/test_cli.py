@@ -1,0 +1,44 @@
+"""Joining a cluster that refuses: one clear message, and nobody else's errors taken for it."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from pipelines import cli
+from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
+from pretrainer.errors import UserError
+
+CONFIG = Config(
+    data=DataConfig(sources=(SourceConfig(name="s", uris=("x",)),), seq_len=8, slot_sequences=2),
+    train=TrainConfig(steps=9, global_batch_tokens=128),
+)
+MISMATCH = "Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\nThis process has 3.12.1\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError(MISMATCH), r"10\.0\.0\.1:6379 has another version .*3\.11\.7 .*ray stop"),
+        (ConnectionError("no"), "RAY_AUTH_MODE=token"),
+    ],
+)
+def test_a_cluster_that_refuses_is_one_clear_message(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def refuse(**_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match=words) as told:
+        cli._join(CONFIG, "10.0.0.1:6379")
+    assert "\n" not in str(told.value)
+
+
+def test_a_bug_stays_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_arguments: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        cli._join(CONFIG, "10.0.0.1:6379")
