@@ -231,4 +231,5 @@ def hard_config(folder: Path, steps: int, documents: int = 160, **sections: dict
         "curriculum": [{"until": 0.5, "shares": [0.75, 0.25]}, {"until": 1.0, "shares": [0.25, 0.75], "seq_len": 64}],
     }
     train = {"steps": steps, "global_batch_tokens": 1024, "cpus_per_worker": 0.2, "checkpoint_every_steps": 10}
-    return tiny_config(folder, sources, **{"data": data, "train": train, **sections})
+    ours = {"data": data, "train": train}
+    return tiny_config(folder, sources, **{k: ours.get(k, {}) | sections.get(k, {}) for k in {**ours, **sections}})

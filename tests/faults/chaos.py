@@ -171,7 +171,8 @@ class Chaos:
             self.run.start()
             return True
         if kind == "node":
-            self.cluster.remove_node(self.rng.choice(self.cluster.worker_nodes), allow_graceful=False)
+            nodes = sorted(self.cluster.worker_nodes, key=lambda node: node.node_id)
+            self.cluster.remove_node(self.rng.choice(nodes), allow_graceful=False)
             self.cluster.add_node(**NODE)
             return True
         deadline = time.monotonic() + 3
