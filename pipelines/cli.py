@@ -137,7 +137,14 @@ def _answers(address: str) -> bool:
         return False
 
 
-RUNTIME_ENV = {"env_vars": {"PYTHONHASHSEED": "0"}}
+RUNTIME_ENV = {
+    "env_vars": {
+        "PYTHONHASHSEED": "0",
+        # Ray keeps the share of CPUs of a stream whose node or driver died for 180 s, and gives the next one the rest.
+        "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "20",
+        "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "5",
+    }
+}
 
 
 def _join(config: Config, address: str) -> Cluster:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import ray.data
@@ -16,7 +15,7 @@ from ray.train.v2.api.exceptions import PreemptionError
 from pretrainer.config import Config
 from pretrainer.storage import Store
 from pretrainer.train.committed import CHECKPOINTS, committed_checkpoint
-from pretrainer.train.elastic import ElasticTorchTrainer, UsefulSizes
+from pretrainer.train.elastic import FixedSize, OneReservation, PolicyTorchTrainer, UsefulSizes
 from pretrainer.train.spec import WorkerSpec
 from pretrainer.train.worker import train_loop
 
@@ -106,14 +105,14 @@ def make_trainer(
         use_gpu=use_gpu,
         resources_per_worker={"CPU": config.train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
     )
-    trainer: Any = TorchTrainer
+    policy: OneReservation = FixedSize(scaling, run.uri)
     if lo != hi:
         stable_s, per_step = config.train.resize_stable_s, config.slot_blocks_per_step
-        policy = UsefulSizes(scaling, per_step, stable_s, data_cpus, spec.recorder, committed_step)
-        trainer = partial(ElasticTorchTrainer, scaling_policy=policy)
+        policy = UsefulSizes(scaling, run.uri, per_step, stable_s, data_cpus, spec.recorder, committed_step)
 
-    return trainer(
+    return PolicyTorchTrainer(
         train_loop,
+        scaling_policy=policy,
         train_loop_config=spec,
         datasets={"train": stream},
         dataset_config=OrderedDataConfig(),

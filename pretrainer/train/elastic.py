@@ -1,18 +1,20 @@
-"""Elastic worker groups: Ray's own policy with our sizes, and growth behind a checkpoint (see `resize`).
+"""Sizes of worker groups: Ray's own policies with our sizes, growth behind a checkpoint (see `resize`), and one
+reservation per run.
 
-`_initialize_and_run_controller` and ElasticScalingPolicy are internals of Ray 2.60; tests/train/test_elastic.py pins
+`_initialize_and_run_controller` and the scaling policies are internals of Ray 2.60; tests/train/test_elastic.py pins
 what is used of them. The policy lives in Ray's controller actor and asks the recorder for the checkpoint it waits for.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from pretrainer.train.resize import GrowthGate, best_size, useful_sizes
@@ -20,12 +22,36 @@ from pretrainer.train.resize import GrowthGate, best_size, useful_sizes
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
 
 
-class UsefulSizes(ElasticScalingPolicy):
+class OneReservation:
+    """A run's start takes over the CPUs that Ray's coordinator reserves for the run's last start.
+
+    Ray names a reservation after the trainer's random id and keeps that of a killed driver for 180 s. Beside the new
+    one it leaves the data stages nothing: the re-submitted run then waits 170 s for its first batch.
+    """
+
+    reservation: str
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        named = copy.copy(train_run_context)
+        object.__setattr__(named, "run_id", self.reservation)
+        super().after_controller_start(named)  # type: ignore[misc]  # of the policy that this is mixed into
+
+
+class FixedSize(OneReservation, FixedScalingPolicy):
+    """Always as many workers as the config says."""
+
+    def __init__(self, scaling_config: Any, reservation: str) -> None:
+        super().__init__(scaling_config)
+        self.reservation = reservation
+
+
+class UsefulSizes(OneReservation, ElasticScalingPolicy):
     """Starts at the largest useful size that fits and grows right after a checkpoint; see `resize`."""
 
     def __init__(
         self,
         scaling_config: Any,
+        reservation: str,
         blocks_per_step: int,
         stable_s: float,
         data_cpus: float,
@@ -33,6 +59,7 @@ class UsefulSizes(ElasticScalingPolicy):
         committed: Callable[[], int],
     ) -> None:
         super().__init__(scaling_config)
+        self.reservation = reservation
         self.sizes = useful_sizes(blocks_per_step, scaling_config.min_workers, scaling_config.max_workers)
         self.gate = GrowthGate(stable_s)
         self.data_cpus, self.recorder, self.committed = data_cpus, recorder, committed
@@ -81,10 +108,10 @@ class UsefulSizes(ElasticScalingPolicy):
         return self._get_resize_decision(possible) if verdict in ("grow", "shrink") else NoopDecision()
 
 
-class ElasticTorchTrainer(TorchTrainer):
+class PolicyTorchTrainer(TorchTrainer):
     """A TorchTrainer whose worker group is sized by the given policy."""
 
-    def __init__(self, *args: Any, scaling_policy: UsefulSizes, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, scaling_policy: OneReservation, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.scaling_policy = scaling_policy
 

@@ -160,6 +160,30 @@ for n, _table in enumerate(ds.iter_batches(batch_size=None, batch_format="pyarro
     assert 20 <= made < 60 + 2 * max(1, descriptors // 256)
 
 
+def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(head: Head) -> None:
+    """Ray's own policy leaves it beside the new one for 180 s. A killed start cancels nothing, as here."""
+    ray_s_own, ours = saw(head, """
+from ray.train import ScalingConfig
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from pretrainer.train.elastic import FixedSize, UsefulSizes
+coordinator = get_or_create_autoscaling_coordinator()
+def reserved(*policies):
+    for policy in policies:
+        class Context: run_id = os.urandom(8).hex()
+        policy.after_controller_start(Context())
+    names = ray.get(coordinator.__ray_call__.remote(lambda self: list(self._ongoing_reqs)))
+    names = [name for name in names if name.startswith("train-")]
+    ray.get([coordinator.cancel_request.remote(name) for name in names])
+    return names
+def scaling(workers): return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5})
+ray_s_own = reserved(FixedScalingPolicy(scaling(1)), FixedScalingPolicy(scaling(1)))
+elastic = UsefulSizes(scaling((1, 2)), "a run", 8, 1.0, 0.5, None, None)
+print(json.dumps([ray_s_own, reserved(FixedSize(scaling(1), "a run"), FixedSize(scaling(1), "a run"), elastic)]))
+""")  # fmt: skip
+    assert len(ray_s_own) == 2 and ours == ["train-a run"]
+
+
 def test_the_context_of_the_stream_differs_from_ray_s_defaults() -> None:
     before = DataContext.get_current().copy()
     try:

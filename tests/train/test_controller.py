@@ -118,7 +118,7 @@ def test_what_this_ray_writes_is_what_is_read(run: Store) -> None:
 
 def test_every_worker_group_s_stream_starts_at_the_committed_step(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(controller, "TorchTrainer", lambda _loop, **arguments: given.update(arguments))
+    monkeypatch.setattr(controller, "PolicyTorchTrainer", lambda _loop, **arguments: given.update(arguments))
     spec, started_at = worker_spec(), []
     build: Any = started_at.append
     make_trainer(spec.config, spec, run, build, use_gpu=False, data_cpus=1.0)
@@ -134,7 +134,7 @@ def test_every_worker_group_s_stream_starts_at_the_committed_step(run: Store, mo
 
 def test_trainer_restarts_and_keeps_checkpoints_as_configured(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(controller, "ElasticTorchTrainer", lambda _loop, **arguments: given.update(arguments))
+    monkeypatch.setattr(controller, "PolicyTorchTrainer", lambda _loop, **arguments: given.update(arguments))
     spec = worker_spec()
     train = replace(spec.config.train, num_workers=(1, 3), max_failures=4, keep_checkpoints=2)
     build: Any = None

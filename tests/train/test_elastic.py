@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from pretrainer.train.elastic import ElasticTorchTrainer, UsefulSizes
+from pretrainer.train.elastic import PolicyTorchTrainer, UsefulSizes
 
 STABLE_S = 10.0
 
@@ -61,7 +61,7 @@ def policy(
     resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     scaling = ScalingConfig(num_workers=(smallest, largest), use_gpu=use_gpu, resources_per_worker=resources)  # type: ignore[arg-type]
     driver = Driver()
-    return UsefulSizes(scaling, blocks, STABLE_S, data_cpus, driver, lambda: driver.step), driver
+    return UsefulSizes(scaling, "a run", blocks, STABLE_S, data_cpus, driver, lambda: driver.step), driver
 
 
 def size(decision: Any) -> int | None:
@@ -166,7 +166,7 @@ def test_ray_makes_the_policy_where_ours_is_put_in_its_place(
     given: dict[str, Any] = {}
     monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _self, **kwargs: given.update(kwargs))
     elastic, _driver = policy(4)
-    trainer = object.__new__(ElasticTorchTrainer)
+    trainer = object.__new__(PolicyTorchTrainer)
     trainer.scaling_policy = elastic
     trainer._initialize_and_run_controller(scaling_policy="ray's", train_fn=print)
     assert given == {"scaling_policy": elastic, "train_fn": print}
