@@ -196,7 +196,8 @@ def chaos(folder: Path, kills: int, seed: int, steps: int) -> str:
     train = {"steps": steps, "cpus_per_worker": 0.5, "checkpoint_every_steps": 10}
     train |= {"log_every_steps": 2, "validate_every_steps": steps, "sample_every_steps": steps, "exact": True}
     train |= {"resize_stable_s": 2, "max_failures": 10}
-    config = hard_config(folder, steps, documents=min(3000, 2 * steps), train=train)
+    data = {"chunk_bytes": 4096}  # about 90 a source and epoch; Ray's work for smaller ones would be most of the time
+    config = hard_config(folder, steps, documents=min(3000, 2 * steps), train=train, data=data)
     expected, digests = undisturbed(config)
     with raylets(3) as cluster:
         arguments = ("train.num_workers=[1,4]", "cluster.shared_storage=true")
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(chaos(Path(folder), options.kills, options.seed, steps=40 * options.kills))
+        print(chaos(Path(folder), options.kills, options.seed, steps=25 * options.kills))
 
 
 if __name__ == "__main__":
