@@ -162,6 +162,8 @@ class Chaos:
             return
         self.run.wait(lambda: self.run.steps_seen()[-1] > at, f"a step after {at}")
         self.rows.append((kind, at, time.monotonic() - started_s))
+        if kind == "node":
+            self.cluster.add_node(**NODE)  # only now, so that the run shrinks and then grows
         print(f"  {len(self.rows):>3}  {kind:<12} at step {at:>5}, on after {self.rows[-1][2]:5.1f} s", flush=True)
 
     def _hit(self, kind: str) -> bool:
@@ -173,7 +175,6 @@ class Chaos:
         if kind == "node":
             nodes = sorted(self.cluster.worker_nodes, key=lambda node: node.node_id)
             self.cluster.remove_node(self.rng.choice(nodes), allow_graceful=False)
-            self.cluster.add_node(**NODE)
             return True
         deadline = time.monotonic() + 3
         while time.monotonic() < deadline:  # tasks come and go
@@ -240,7 +241,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(chaos(Path(folder), options.kills, options.seed, steps=25 * options.kills))
+        print(chaos(Path(folder), options.kills, options.seed, steps=12 * options.kills))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tests.faults import chaos
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
-    table = chaos.chaos(tmp_path, kills=20, seed=1, steps=500)
+    table = chaos.chaos(tmp_path, kills=20, seed=1, steps=240)
     print(table)
     assert all(kind in table for kind in chaos.KINDS) and "20 kills" in table
     found = re.search(r"(\d+) resizes", table)
