@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ray.data import DataContext
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
 
 CHUNKS_KEY, BLOCKS_KEY = "pretrainer.look_ahead_chunks", "pretrainer.look_ahead_blocks"
-IDLE_S = 0.01
+IDLE_S, STOCKED_IDLE_S = 0.01, 0.1
 EXPAND, READ, PACK = "expand_positions", "read_chunks", ("PackWindows", "CloseChunks")
 
 
@@ -43,8 +44,9 @@ class LookAhead(BackpressurePolicy):
     """
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
-        if EXPAND in op.name:
+        if op is self._first_expand:
             self._rest()
+        if EXPAND in op.name:
             # One stretch at a time: how many units it holds is not known before they are made.
             waiting = _made(op) - _used(op.output_dependencies[0])
             return op.num_active_tasks() == 0 and waiting < self._limit(CHUNKS_KEY)
@@ -56,10 +58,20 @@ class LookAhead(BackpressurePolicy):
             return self._waiting_below(op) < self._limit(BLOCKS_KEY)
         return True
 
+    @cached_property
+    def _first_expand(self) -> PhysicalOperator | None:
+        return next((op for op in self._topology if EXPAND in op.name), None)
+
     def _rest(self) -> None:
-        """Ray's scheduling loop waits for running tasks only: with none it spins (seen: 40 % of a core)."""
-        if not any(op.num_active_tasks() for op in self._topology):
-            time.sleep(IDLE_S)
+        """Ray's scheduling loop waits for running tasks only: with none it spins (seen: 40 % of a core).
+
+        Its steps take some 5 ms each, so while the trainers have a stock of slot blocks it rests for longer.
+        """
+        if any(op.num_active_tasks() for op in self._topology):
+            return
+        *_, last = self._topology
+        stock = self._topology[last].total_enqueued_output_blocks()
+        time.sleep(STOCKED_IDLE_S if 4 * stock >= self._limit(BLOCKS_KEY) else IDLE_S)
 
     def _must_yield(self, pack: PhysicalOperator) -> bool:
         """Whether this source is ahead while the mixer has nothing of another one that is not at its end."""

@@ -33,6 +33,7 @@ from pretrainer.train.checkpoint import load_sharded, save_sharded
 from pretrainer.train.committed import folder_name, keep_snapshot, remove_uncommitted
 from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic
+from pretrainer.train.memory import keep_freed_memory
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_model
 from pretrainer.train.phases import Phases, process_age_s, pulse_period_s
@@ -82,6 +83,8 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     device = ray.train.torch.get_device()
     phases.enter("load", 0)
     _set_threads(config)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = build_model(config.model, spec.vocab_size, config.train, device)
     optimizer = build_optimizer(model, config.train)
     state = _restore(spec, model, optimizer)
