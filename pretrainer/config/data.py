@@ -28,8 +28,10 @@ class SourceConfig:
     """Declared |D_i|, tokens or bytes, for every source or for none; by default shard bytes x share kept of a pilot."""
     share: float | None = None
     """Explicit share of the training tokens, 0 to 1; give it to all sources or to none."""
-    preset: Literal["web", "prose", "code", "none"] = "prose"
-    """Which quality rules apply: prose and web are the Gopher rules, code has its own, none keeps everything."""
+    preset: Literal["web", "prose", "code", "gopher", "c4", "fineweb", "refinedweb", "none"] = "prose"
+    """Which quality rules apply: prose is gopher, web is fineweb (gopher, c4's lines and its own), none keeps all."""
+    rules: tuple[str, ...] = ()
+    """Changes to the preset's rules, for example gopher_too_few_words=20 or c4_curly_bracket=off."""
     include: tuple[str, ...] = ()
     """Only shards whose path ends in one of these suffixes are read; empty means all."""
     max_epochs: int = 1

@@ -22,7 +22,13 @@ KERNEL_FILES = (
     "hashing.py",
     "dedup/lsh.py",
     "dedup/minhash.py",
-    "filters/prose.py",
+    "filters/c4.py",
+    "filters/characters.py",
+    "filters/code.py",
+    "filters/fineweb.py",
+    "filters/gopher.py",
+    "filters/lines.py",
+    "filters/refinedweb.py",
     "packing/placement.py",
 )
 

@@ -25,3 +25,12 @@ def mix64(h: np.uint64) -> np.uint64:
     h = (h ^ (h >> _SHIFT)) * _MULTIPLIER_1
     h = (h ^ (h >> _SHIFT)) * _MULTIPLIER_2
     return h ^ (h >> _SHIFT)
+
+
+@kernel()
+def hash_bytes(data: np.ndarray) -> np.uint64:
+    """FNV-1a of bytes [n] uint8, finalized."""
+    h = FNV_OFFSET
+    for byte in data:
+        h = (h ^ np.uint64(byte)) * FNV_PRIME
+    return mix64(h)

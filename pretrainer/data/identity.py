@@ -55,7 +55,8 @@ def fingerprint_parts(
             "chunk_bytes": data.chunk_bytes,
             "max_document_bytes": data.max_document_bytes,
             "dedup": asdict(data.dedup),
-            **{name: getattr(source, name) for name in ("name", "format", "text_column", "id_column", "preset")},
+            **{name: getattr(source, name) for name in ("name", "format", "text_column", "id_column")},
+            **{name: getattr(source, name) for name in ("preset", "rules")},
         }
         parts[source.name] = {
             "curation": curation,

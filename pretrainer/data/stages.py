@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrainer.data.dedup.dedup import Sketches, signatures
-from pretrainer.data.filters.filters import apply_preset
+from pretrainer.data.filters.filters import judge
 from pretrainer.data.filters.normalise import normalise_texts
 from pretrainer.data.ledger.pages import ChunkKey
 from pretrainer.data.plan import Place, SourcePlan
@@ -146,14 +146,13 @@ def raw_chunks(
 
 def curate_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport) -> tuple[pa.Table, Sketches]:
     """The stateless half of curation: normalise, filter (drops are counted in `report`), sketch for dedup."""
-    texts = normalise_texts(docs.column("text").combine_chunks())
-    reasons = apply_preset(plan.source.preset, texts)
-    for reason in reasons:
+    verdict = judge(normalise_texts(docs.column("text").combine_chunks()), plan.source.preset, plan.source.rules)
+    for reason in verdict.reasons:
         if reason is not None:
             report.drop(reason)
-    keep = pa.array([reason is None for reason in reasons], pa.bool_())
-    kept = docs.set_column(docs.schema.get_field_index("text"), "text", texts).filter(keep)
-    return kept, signatures(kept.column("text").combine_chunks(), plan.config.dedup)
+    kept = docs.filter(pa.array([reason is None for reason in verdict.reasons], pa.bool_()))
+    kept = kept.set_column(docs.schema.get_field_index("text"), docs.schema.field("text"), verdict.texts)
+    return kept, signatures(verdict.texts, plan.config.dedup)
 
 
 def tokenize_chunk(table: pa.Table, plan: SourcePlan) -> pa.Table:

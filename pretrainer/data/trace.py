@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pretrainer.data.dedup.dedup import held_out_index, split_position
 from pretrainer.data.dedup.in_order import split_segment
-from pretrainer.data.filters.filters import apply_preset
+from pretrainer.data.filters.filters import judge
 from pretrainer.data.filters.normalise import normalise_texts
 from pretrainer.data.ledger.ledger import ChunkKey
 from pretrainer.data.ledger.windows import Window
@@ -181,7 +181,7 @@ def find_dropped(plan: SourcePlan, wanted: str, exact: bool) -> Iterator[NotTrai
 def drops(plan: SourcePlan, key: ChunkKey, docs: pa.Table, held_out: list[str]) -> Iterator[NotTrained]:
     """Every document of a chunk that was dropped, with the filter's reason or the recorded decision of dedup."""
     texts = normalise_texts(docs.column("text").combine_chunks())
-    names, reasons = docs.column("id").to_pylist(), apply_preset(plan.source.preset, texts)
+    names, reasons = docs.column("id").to_pylist(), judge(texts, plan.source.preset, plan.source.rules).reasons
     yield from (NotTrained(plan.source.name, n, r) for n, r in zip(names, reasons, strict=True) if r is not None)
     passed = [name for name, reason in zip(names, reasons, strict=True) if reason is None]
     decisions = split_segment(plan.ledger.read_segment(key))[0].to_pylist()

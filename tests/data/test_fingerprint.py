@@ -63,7 +63,9 @@ def test_curation_covers_filters_and_kernels() -> None:
     seen = modules_in(CURATION_MODULES, NOT_IN_FINGERPRINT)
     for name in (
         "filters.code",
-        "filters.prose",
+        "filters.gopher",
+            "filters.rules",
+            "filters.c4",
         "filters.normalise",
         "dedup.lsh",
         "hashing",

@@ -198,7 +198,7 @@ def chaos(folder: Path, kills: int, seed: int, steps: int) -> str:
     train |= {"log_every_steps": 2, "validate_every_steps": steps, "sample_every_steps": steps, "exact": True}
     train |= {"resize_stable_s": 2, "max_failures": 10}
     data = {"chunk_bytes": 4096}  # about 90 a source and epoch; Ray's work for smaller ones would be most of the time
-    config = hard_config(folder, steps, documents=min(3000, 2 * steps), train=train, data=data)
+    config = hard_config(folder, steps, documents=max(600, min(3000, 2 * steps)), train=train, data=data)
     expected, digests = undisturbed(config)
     with raylets(3) as cluster:
         arguments = ("train.num_workers=[1,4]", "cluster.shared_storage=true")

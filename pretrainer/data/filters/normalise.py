@@ -36,6 +36,12 @@ def utf8_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndar
     return data, offsets
 
 
+def from_utf8_buffers(data: np.ndarray, offsets: np.ndarray) -> pa.LargeStringArray:
+    """Inverse of `utf8_buffers`; the bytes behind the last offset are dropped."""
+    buffers = pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(data[: offsets[-1]].copy())
+    return pa.LargeStringArray.from_buffers(len(offsets) - 1, *buffers)
+
+
 def normalise_text(text: str) -> str:
     """Text as it is stored and tokenized: CRLF and CR become LF, U+0000 is removed, nothing else changes.
 
