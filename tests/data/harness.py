@@ -50,7 +50,7 @@ def make_plan(
     """A plan over JSONL files of these texts, its run folder frozen in `folder`/data.
 
     With compressed=True a file is one unit of several chunks, otherwise every chunk is a unit. `changes` are fields of
-    the source (name, preset, max_epochs) and of DataConfig.
+    the source (name, preset, rules, max_epochs) and of DataConfig.
     """
     corpus = folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def make_plan(
         data = ("\n".join(lines) + "\n").encode()
         path = corpus / f"{start:05d}.jsonl{'.gz' if compressed else ''}"
         path.write_bytes(gzip.compress(data, mtime=0) if compressed else data)
-    of_source = {k: changes.pop(k) for k in ("name", "preset", "max_epochs") if k in changes}
+    of_source = {k: changes.pop(k) for k in ("name", "preset", "rules", "max_epochs") if k in changes}
     source = SourceConfig(**{"name": "synthetic", "uris": (str(corpus),), "preset": "none", **of_source})  # type: ignore[arg-type]
     config = replace(
         DataConfig(

@@ -477,6 +477,21 @@ def test_filter_drops_are_counted_and_not_packed(tmp_path: Path) -> None:
     assert sum((Counter(r.dropped) for r in records), Counter()) == expected
 
 
+def test_edited_texts_are_trained_and_rules_can_be_changed(tmp_path: Path) -> None:
+    kept = "\n".join(f"Sentence number {number} of this page is kept." for number in range(5))
+    page = f"Home About Us Contact\n{kept}\nWe use cookies here, as everybody does."
+
+    def trained(name: str, *rules: str) -> list[str]:
+        plan = make_plan(tmp_path / name, [page], preset="c4", rules=rules)
+        stream(plan)
+        rows = plan.ledger.read_tokens(ChunkKey(0, 0))[0].column("tokens").to_pylist()
+        return [plan.tokenizer.decode(ids) for ids in rows]
+
+    assert trained("as published") == [kept]
+    assert trained("one rule less", "c4_terminal_punctuation=off") == [page.rsplit("\n", 1)[0]]
+    assert trained("another limit", "c4_too_few_sentences=6") == []
+
+
 def test_held_out_documents_are_dropped_with_their_near_copies(tmp_path: Path) -> None:
     from pretrainer.data.dedup.dedup import signatures
     from pretrainer.schema import to_ipc
