@@ -9,6 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from pretrainer.data.lookahead import LookAhead
 from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order
 from tests.e2e.head import Head
 
+TIMEOUT_S = 180.0
 PRELUDE = """
 import json, os, threading, time, pyarrow as pa, ray, ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
@@ -48,17 +52,67 @@ def split(ds, world, equal):
 """
 
 
-def saw(head: Head, script: str) -> Any:
+SERVER = """
+import sys
+fresh = context.copy()
+for line in sys.stdin:
+    DataContext._set_current(fresh.copy())
+    exec(json.loads(line), {**globals(), "context": DataContext.get_current()})
+    print("done", flush=True)
+"""
+
+
+class Driver:
+    """One Ray driver that runs script after script, each with a data context of its own: to begin one takes seconds."""
+
+    def __init__(self, head: Head, errors: Path) -> None:
+        self.errors = errors
+        with errors.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PRELUDE + SERVER], env={**os.environ, **head.env}, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+            )  # fmt: skip
+
+    def saw(self, script: str) -> Any:
+        """What the script prints last."""
+        assert self.process.stdin and self.process.stdout
+        late = threading.Timer(TIMEOUT_S, self.process.kill)
+        late.start()
+        self.process.stdin.write(json.dumps(script) + "\n")
+        self.process.stdin.flush()
+        told = list(self._lines())
+        late.cancel()
+        return json.loads(told[-1])
+
+    def _lines(self) -> Iterator[str]:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line == "done\n":
+                return
+            if line.strip() and "(raylet)" not in line:  # the raylet may say on standard output that an actor was ended
+                yield line
+        raise AssertionError(self.errors.read_text()[-3000:])
+
+
+@pytest.fixture(scope="module")
+def driver(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    driver = Driver(head, tmp_path_factory.mktemp("driver") / "stderr")
+    yield driver
+    driver.process.kill()
+    driver.process.wait()
+
+
+def saw_alone(head: Head, script: str) -> Any:
+    """What a driver of its own prints last, for a script that ends its process."""
     done = subprocess.run([sys.executable, "-c", PRELUDE + script], env={**os.environ, **head.env}, capture_output=True,
-                          text=True, timeout=180, check=False)  # fmt: skip
+                          text=True, timeout=TIMEOUT_S, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    # The raylet may say on standard output, and after the script, that an actor was ended.
     told = [line for line in done.stdout.splitlines() if line.strip() and "(raylet)" not in line]
     return json.loads(told[-1])
 
 
-def test_one_byte_blocks_make_every_row_a_block_and_deal_them_round_robin(head: Head) -> None:
-    blocks = saw(head, """
+def test_one_byte_blocks_make_every_row_a_block_and_deal_them_round_robin(driver: Driver) -> None:
+    blocks = driver.saw("""
 context.target_max_block_size = 1
 ds = rows(20).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
 print(json.dumps(split(ds, 3, equal=False)))
@@ -66,16 +120,16 @@ print(json.dumps(split(ds, 3, equal=False)))
     assert blocks == [[[i] for i in range(rank, 20, 3)] for rank in range(3)]
 
 
-def test_default_block_size_would_merge_rows(head: Head) -> None:
-    blocks = saw(head, """
+def test_default_block_size_would_merge_rows(driver: Driver) -> None:
+    blocks = driver.saw("""
 ds = rows(20).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
 print(json.dumps([t.column("i").to_pylist() for t in ds.iter_batches(batch_size=None, batch_format="pyarrow")]))
 """)  # fmt: skip
     assert blocks == [list(range(20))]
 
 
-def test_equal_split_would_drop_blocks(head: Head) -> None:
-    blocks = saw(head, """
+def test_equal_split_would_drop_blocks(driver: Driver) -> None:
+    blocks = driver.saw("""
 context.target_max_block_size = 1
 ds = rows(20).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
 print(json.dumps(split(ds, 3, equal=True)))
@@ -83,11 +137,11 @@ print(json.dumps(split(ds, 3, equal=True)))
     assert sorted(i for rank in blocks for block in rank for i in block) != list(range(20))
 
 
-def test_mix_deals_the_pattern(head: Head) -> None:
+def test_mix_deals_the_pattern(driver: Driver) -> None:
     from pretrainer.data.mixture import make_mixture
 
     mixture = make_mixture([0.7, 0.2, 0.1], 16)
-    dealt = saw(head, f"""
+    dealt = driver.saw(f"""
 context.target_max_block_size = 1
 def source(k):
     def named(table):
@@ -101,8 +155,8 @@ print(json.dumps([t.column("i")[0].as_py() for t in ds.iter_batches(batch_size=N
     assert [divmod(i, 1000) for i in dealt] == [mixture.expected(b) for b in range(64)]
 
 
-def test_in_order_stages_are_pools_of_one_and_not_fused(head: Head) -> None:
-    plan = saw(head, """
+def test_in_order_stages_are_pools_of_one_and_not_fused(driver: Driver) -> None:
+    plan = driver.saw("""
 from pretrainer.data.pipeline import in_order, ONE_CHUNK, DEDUP_CPUS, PACK_CPUS
 class Stage:
     def __call__(self, table): return table
@@ -126,7 +180,7 @@ print(json.dumps(ops))
 @pytest.mark.parametrize("descriptors", [1_000, 100_000])
 def test_look_ahead_bounds_descriptors(head: Head, descriptors: int) -> None:
     """However many chunks there are, only a few descriptors exist before the first chunk is read."""
-    made = saw(head, f"""
+    made = saw_alone(head, f"""
 from pretrainer.data import lookahead
 from pretrainer.data.pipeline import ONE_CHUNK
 context.target_max_block_size = 1
@@ -160,9 +214,9 @@ for n, _table in enumerate(ds.iter_batches(batch_size=None, batch_format="pyarro
     assert 20 <= made < 60 + 2 * max(1, descriptors // 256)
 
 
-def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(head: Head) -> None:
+def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(driver: Driver) -> None:
     """Ray's own policy leaves it beside the new one for 180 s. A killed start cancels nothing, as here."""
-    ray_s_own, ours = saw(head, """
+    ray_s_own, ours = driver.saw("""
 from ray.train import ScalingConfig
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy

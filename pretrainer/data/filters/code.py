@@ -7,6 +7,7 @@ Lengths are characters (Unicode code points), lines end at LF alone and blank li
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,10 @@ _GENERATED = re.compile(
 # StarCoder 2's expressions; blanks after the comma are added to its hexadecimal one, which else misses "0x41, 0x42".
 _HEXADECIMAL = re.compile(r"(?:\b(?:0x|\\x)?[0-9a-fA-F]{2}(?:,\s*+|\b\s*+)){8,}")
 _UNICODE_ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4}){8,}")
+# What RE2 looks for asks for no more, so that nothing is missed: RE2 has no possessive quantifiers, and its \b and \s
+# are of ASCII, Python's of Unicode.
+_HEXADECIMAL_RE2 = r"(?:(?:0x|\\x)?[0-9a-fA-F]{2},?[\s\x0b\x1c-\x1f\x{85}\pZ]*){8}"
+_ENCODINGS = (_HEXADECIMAL, _UNICODE_ESCAPES)
 _MIN_BASE64_CHARS = 64
 _IS_BASE64 = np.zeros(256, bool)
 _IS_BASE64[list(_ALPHANUMERICS + b"+/=\n")] = True
@@ -85,16 +90,21 @@ def generated_measures(texts: pa.Array) -> Measures:
 
 def encoded_measures(texts: pa.Array) -> Measures:
     """Base64, hexadecimal or \\u-escaped data: characters of the longest stretch, and the share of all, [N] each."""
-    runs = [_encoded_runs(text) for text in as_large_string(texts).to_pylist()]
+    array = as_large_string(texts)
+    # Most documents have neither, and RE2 says so for a whole column in a tenth of the time of Python's expressions.
+    escapes = pc.match_substring(array, "\\u").to_pylist()
+    hexadecimal = pc.match_substring_regex(array, _HEXADECIMAL_RE2).to_pylist()
+    likely = zip(array.to_pylist(), hexadecimal, escapes, strict=True)
+    runs = [_encoded_runs(text, [p for p, on in zip(_ENCODINGS, wanted, strict=True) if on]) for text, *wanted in likely]
     return {
         "code_longest_encoded_chars": np.array([longest for longest, _share in runs], np.float64),
         "code_encoded_share": np.array([share for _longest, share in runs], np.float64),
     }
 
 
-def _encoded_runs(text: str) -> tuple[int, float]:
+def _encoded_runs(text: str, expressions: Sequence[re.Pattern[str]]) -> tuple[int, float]:
     runs = [_base64_runs(text)]
-    runs += [np.array([len(m.group()) for m in p.finditer(text)], np.int64) for p in (_HEXADECIMAL, _UNICODE_ESCAPES)]
+    runs += [np.array([len(m.group()) for m in p.finditer(text)], np.int64) for p in expressions]
     longest, total = max(int(lengths.max(initial=0)) for lengths in runs), sum(int(lengths.sum()) for lengths in runs)
     return longest, total / max(1, len(text))
 
