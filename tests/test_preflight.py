@@ -59,7 +59,7 @@ def test_message_has_both_demands_the_cluster_and_the_remedy() -> None:
     text = refusal(config(num_workers=3, cpus_per_worker=0.5), there(cpus=2))
     for part in (
         "train.num_workers=3 x train.cpus_per_worker=0.5",
-        "0.62 CPUs for 1 sources",
+        "0.74 CPUs for 1 sources",
         "the cluster's 2 CPUs",
         "at most 2 workers",
         "cluster.autoscaling=true",
@@ -69,7 +69,7 @@ def test_message_has_both_demands_the_cluster_and_the_remedy() -> None:
 
 @pytest.mark.parametrize("sources", [1, 3])
 @pytest.mark.parametrize("each", [0.1, 0.25, 0.3, 1.0])
-@pytest.mark.parametrize("cpus", [3, 3.62, 5.12])
+@pytest.mark.parametrize("cpus", [3.5, 3.74, 5.22])
 def test_number_in_the_message_is_the_largest_that_fits(cpus: float, each: float, sources: int) -> None:
     def sized(workers: int) -> Config:
         uris = [Path(f"/nowhere/{i}") for i in range(sources)]
@@ -235,4 +235,4 @@ def test_plan_has_one_line_per_number_and_source(corpus: Path) -> None:
     assert plan["length"].startswith("5 steps x 128 tokens = 640 tokens")
     assert plan["batch"] == "8 slot blocks of 2 x 8 tokens"
     assert plan["source s0"].startswith("3,200 bytes in 1 shards") and "2 of 4 slot blocks" in plan["source s1"]
-    assert plan["cluster"] == "1 nodes, 4 CPUs, 0 GPUs; data needs 1.24 CPUs"
+    assert plan["cluster"] == "1 nodes, 4 CPUs, 0 GPUs; data needs 1.48 CPUs"

@@ -16,6 +16,7 @@ file, with its reason (contract tests: tests/data/test_ray_contract.py):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,8 +33,20 @@ from pretrainer.data.stages import expand_positions, read_chunks, tokenize_chunk
 from pretrainer.storage import Store
 
 STRETCHES = 256
-EXPAND_CPUS, DEDUP_CPUS, PACK_CPUS = 0.01, 0.05, 0.06
 ONE_CHUNK: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+
+
+def small_cpus(read_cpus: float) -> float:
+    """CPUs of each of a source's three small stages (expand, dedup, pack); its readers and tokenizers ask for
+    `read_cpus`.
+
+    Ray Data reserves CPUs for the n stages in order, for each the larger of what its task needs and half of all divided
+    by n, and gives none to a stage that the rest is not enough for. On a small cluster all that it has may be exactly
+    the sum of the needs (seen: the last tokenizer stage of two sources waited for 100 s): so no need is below the
+    average half, 7 s > 2 r.
+    """
+    small = math.floor(200 * read_cpus / 7 + 1) / 100
+    return small if small != read_cpus else small + 0.01  # stages that ask for the same are fused
 
 
 def in_order(cpus: float) -> dict[str, Any]:
@@ -60,7 +73,8 @@ def configure_context(look_ahead_chunks: int, look_ahead_blocks: int) -> None:
 def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
     """Slot blocks of one source from block `first_block` on, each a row and a Ray block of its own."""
     chunks = chunk_stream(plan, start_position(plan, first_block), plan.positions)
-    return chunks.map_batches(PackWindows, fn_constructor_args=(plan, first_block), **in_order(PACK_CPUS))
+    pack = in_order(small_cpus(plan.config.read_cpus))
+    return chunks.map_batches(PackWindows, fn_constructor_args=(plan, first_block), **pack)
 
 
 def curate(plan: SourcePlan) -> Iterator[int]:
@@ -69,7 +83,8 @@ def curate(plan: SourcePlan) -> Iterator[int]:
     committed = plan.ledger.committed_units()
     if committed < plan.units:
         chunks = chunk_stream(plan, committed, plan.units)
-        for row in chunks.map_batches(CloseChunks, fn_constructor_args=(plan,), **in_order(PACK_CPUS)).iter_rows():
+        close = in_order(small_cpus(plan.config.read_cpus))
+        for row in chunks.map_batches(CloseChunks, fn_constructor_args=(plan,), **close).iter_rows():
             yield row["units"]
 
 
@@ -79,14 +94,14 @@ def chunk_stream(plan: SourcePlan, first: int, end: int) -> ray.data.Dataset:
     units, chunks = plan.ledger.committed()
     committed = {"committed_units": units, "committed_chunks": chunks}
     held_out = Store(plan.data_uri).read(f"held_out/{plan.source.name}.sketches.arrow")
-    parallel = {**ONE_CHUNK, "num_cpus": plan.config.read_cpus}
+    parallel, small = {**ONE_CHUNK, "num_cpus": plan.config.read_cpus}, small_cpus(plan.config.read_cpus)
     read: Any = read_chunks  # Ray's annotation of map_batches knows no function that takes fn_kwargs
     tokenize: Any = tokenize_chunk
     return (
         ray.data.from_items(stretches, override_num_blocks=len(stretches))
-        .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=EXPAND_CPUS)
+        .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=small)
         .map_batches(read, fn_kwargs={"plan": plan, **committed}, **parallel)
-        .map_batches(InOrderDedup, fn_constructor_args=(plan, held_out), **in_order(DEDUP_CPUS))
+        .map_batches(InOrderDedup, fn_constructor_args=(plan, held_out), **in_order(small))
         .map_batches(tokenize, fn_kwargs={"plan": plan}, **parallel)
     )
 
@@ -135,5 +150,4 @@ def data_cpus(config: DataConfig) -> float:
     Ray Data reserves CPUs by operator, and an operator whose task does not fit into what is left gets none for ever
     (seen: the second of two sources waited without an error), so every source counts in full.
     """
-    per_source = EXPAND_CPUS + DEDUP_CPUS + PACK_CPUS + 2 * config.read_cpus
-    return len(config.sources) * per_source
+    return len(config.sources) * (3 * small_cpus(config.read_cpus) + 2 * config.read_cpus)

@@ -22,7 +22,7 @@ from ray.data._internal.execution.backpressure_policy import (
 )
 
 from pretrainer.data.lookahead import LookAhead
-from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order
+from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order, small_cpus
 from tests.e2e.head import Head
 
 TIMEOUT_S = 180.0
@@ -157,12 +157,12 @@ print(json.dumps([t.column("i")[0].as_py() for t in ds.iter_batches(batch_size=N
 
 def test_in_order_stages_are_pools_of_one_and_not_fused(driver: Driver) -> None:
     plan = driver.saw("""
-from pretrainer.data.pipeline import in_order, ONE_CHUNK, DEDUP_CPUS, PACK_CPUS
+from pretrainer.data.pipeline import in_order, ONE_CHUNK, small_cpus
 class Stage:
     def __call__(self, table): return table
 ds = (rows(3).map_batches(count_up, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
-      .map_batches(lambda t: t, num_cpus=0.25, **ONE_CHUNK).map_batches(Stage, **in_order(DEDUP_CPUS))
-      .map_batches(lambda t: t, num_cpus=0.25, **ONE_CHUNK).map_batches(Stage, **in_order(PACK_CPUS)))
+      .map_batches(lambda t: t, num_cpus=0.25, **ONE_CHUNK).map_batches(Stage, **in_order(small_cpus(0.25)))
+      .map_batches(lambda t: t, num_cpus=0.25, **ONE_CHUNK).map_batches(Stage, **in_order(small_cpus(0.25))))
 from ray.data._internal.logical.optimizers import get_execution_plan
 dag, ops = get_execution_plan(ds._logical_plan)[0].dag, []
 while dag.input_dependencies:
@@ -250,6 +250,19 @@ def test_the_context_of_the_stream_differs_from_ray_s_defaults() -> None:
         assert LookAhead in enabled and set(ENABLED_BACKPRESSURE_POLICIES) < set(enabled)
     finally:
         DataContext._set_current(before)
+
+
+@pytest.mark.parametrize("read_cpus", [0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.5, 1, 2])
+@pytest.mark.parametrize("sources", [1, 2, 5])
+def test_every_stage_gets_its_cpus_when_ray_has_just_their_sum(read_cpus: float, sources: int) -> None:
+    """Ray's reservation: stage after stage the larger of its need and half of all over the stages, while it lasts."""
+    small = small_cpus(read_cpus)
+    needs = [small, read_cpus, small, read_cpus, small] * sources
+    left = total = sum(needs)
+    assert read_cpus != small and DataContext.get_current().op_resource_reservation_ratio == 0.5
+    for need in needs:
+        left -= max(need, 0.5 * total / len(needs))
+        assert left > -1e-9
 
 
 def test_in_order_stages_have_one_actor_and_one_call_in_flight() -> None:
