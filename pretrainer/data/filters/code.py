@@ -92,8 +92,9 @@ def encoded_measures(texts: pa.Array) -> Measures:
     """Base64, hexadecimal or \\u-escaped data: characters of the longest stretch, and the share of all, [N] each."""
     array = as_large_string(texts)
     # Most documents have neither, and RE2 says so for a whole column in a tenth of the time of Python's expressions.
-    found = [pc.match_substring_regex(array, _HEXADECIMAL_RE2).to_pylist(), pc.match_substring(array, "\\u").to_pylist()]
-    wanted = [[p for p, likely in zip(_ENCODINGS, row, strict=True) if likely] for row in zip(*found, strict=True)]
+    likely = [pc.match_substring_regex(array, _HEXADECIMAL_RE2), pc.match_substring(array, "\\u")]
+    rows = zip(*[column.to_pylist() for column in likely], strict=True)
+    wanted = [[p for p, on in zip(_ENCODINGS, row, strict=True) if on] for row in rows]
     runs = [_encoded_runs(text, expressions) for text, expressions in zip(array.to_pylist(), wanted, strict=True)]
     return {
         "code_longest_encoded_chars": np.array([longest for longest, _share in runs], np.float64),
