@@ -56,7 +56,7 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
     run.check_writable()
     multiplier(config.train.schedule, 0, config.total_steps, config.train.warmup_steps, config.train.min_lr_ratio)
     for source in config.data.sources:
-        chosen_groups(source.preset, source.rules)
+        chosen_groups(source.preset, source.rules, f"data.sources[{source.name}]")
     manifest = Manifest.build(config.data.sources)
     if run.is_local and cluster.nodes > 1 and not config.cluster.shared_storage:
         raise ConfigError(

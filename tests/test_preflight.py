@@ -28,7 +28,7 @@ def there(cpus: float = 16, gpus: float = 0, nodes: int = 1) -> Cluster:
 
 
 def config(*uris: Path, cluster: dict[str, Any] | None = None, run: str = "/nowhere", **train: Any) -> Config:
-    """One source per URI, 8 slot blocks of 2 x 8 tokens a step; needs 0.12 CPUs per source and 2 x 0.25."""
+    """One source per URI, 8 slot blocks of 2 x 8 tokens a step; needs 3 x 0.08 CPUs per source and 2 x 0.25."""
     sources = tuple(SourceConfig(name=f"s{i}", uris=(str(uri),)) for i, uri in enumerate(uris or (Path("/nowhere"),)))
     return Config(
         run=RunConfig(storage=run),
@@ -236,3 +236,11 @@ def test_plan_has_one_line_per_number_and_source(corpus: Path) -> None:
     assert plan["batch"] == "8 slot blocks of 2 x 8 tokens"
     assert plan["source s0"].startswith("3,200 bytes in 1 shards") and "2 of 4 slot blocks" in plan["source s1"]
     assert plan["cluster"] == "1 nodes, 4 CPUs, 0 GPUs; data needs 1.48 CPUs"
+
+
+def test_a_rule_that_the_preset_has_not_is_refused_with_the_source_and_the_rules_there_are(tmp_path: Path) -> None:
+    good = config(tmp_path, run=str(tmp_path / "runs"))
+    source = dataclasses.replace(good.data.sources[0], rules=("c4_curly_bracket=off",))
+    wrong = dataclasses.replace(good, data=dataclasses.replace(good.data, sources=(source,)))
+    with pytest.raises(ConfigError, match=r"data.sources\[s0\].rules=c4_curly_bracket .* gopher_too_few_words"):
+        check(wrong, Store(str(tmp_path / "run")), there())

@@ -29,6 +29,7 @@ KERNEL_FILES = (
     "filters/gopher.py",
     "filters/lines.py",
     "filters/refinedweb.py",
+    "filters/repetition.py",
     "packing/placement.py",
 )
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from pretrainer.data.filters.c4 import POLICY_PHRASES
 from pretrainer.data.filters.characters import SENTENCE_END, character_table
-from pretrainer.data.filters.gopher import REPEATED_NGRAMS, STOP_WORDS, TOP_NGRAMS
+from pretrainer.data.filters.gopher import STOP_WORDS
 from pretrainer.data.filters.lines import _ABBREVIATIONS
 from pretrainer.data.filters.refinedweb import COUNTED
+from pretrainer.data.filters.repetition import REPEATED_NGRAMS, TOP_NGRAMS
 from pretrainer.data.filters.rules import GROUPS
 
 # A few characters and words that the rules look for, so that short random texts meet them.

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrainer.data.filters.filters import annotate, chosen_groups, judge
+from pretrainer.data.filters.phrases import automaton
 from pretrainer.data.filters.rules import GROUPS, PRESETS
 from pretrainer.errors import ConfigError
 
@@ -308,6 +309,21 @@ def test_refinedweb_drops_furniture(line: str) -> None:
 )  # fmt: skip
 def test_refinedweb_keeps_prose(line: str) -> None:
     assert edited("refinedweb", f"{line}\n\n  x y\n") == f"{line}\n\n  x y"
+
+
+def test_a_phrase_inside_another_is_found_too() -> None:
+    found = automaton({0: ("accept all",), 1: ("all", "no")})
+
+    def groups(text: bytes) -> int:
+        state = bits = 0
+        for byte in text:
+            state = found.moves[state, byte]
+            bits |= int(found.found[state])
+        return bits
+
+    assert [groups(t) for t in (b"x", b"aALL", b"accept a", b"we Accept All", b"accept no")] == [0, 2, 0, 3, 2]
+    with pytest.raises(ValueError, match="empty phrase"):
+        automaton({0: ("",)})
 
 
 def test_presets_name_known_groups_and_match_the_config() -> None:

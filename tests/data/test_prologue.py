@@ -84,6 +84,7 @@ def change(config: Config, **fields: Any) -> Config:
 CURATION: dict[str, Any] = {
     "order_seed": 1, "chunk_bytes": 2048, "max_document_bytes": 1000, "dedup": DedupConfig(bands=8),
     "format": "text", "text_column": "body", "id_column": "key", "preset": "code",
+    "rules": ("gopher_too_few_words=20",),
 }  # fmt: skip
 PACKING: dict[str, Any] = {"seq_len": 16, "pack_window_tokens": 4096, "slot_sequences": 4}
 NEITHER: dict[str, Any] = {"read_cpus": 0.5, "look_ahead_chunks": 4, "max_dead_letter_share": 0.5, "max_epochs": 2}

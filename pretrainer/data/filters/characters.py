@@ -19,7 +19,7 @@ KIND = 3
 """Mask of the kind; the flags stand above it."""
 UPPER, DIGIT, SENTENCE_END, ALPHANUMERIC = 4, 8, 16, 32
 
-# The five of C4 and FineWeb (. ? ! " '), and the marks that end a sentence in other scripts, as FineWeb 2 added them.
+# The five of C4 and FineWeb (. ? ! " '), and common marks that end a sentence in other scripts (our choice).
 _SENTENCE_ENDS = (
     ".?!\"'\u2026\u203c\u203d\u2047\u2048\u2049\u3002\ufe52\uff0e\uff61\uff01\uff1f\u061f\u06d4\u0964\u0965\u0589\u055c\u055e\u104a"
     "\u104b\u1362\u1367\u1368\u17d4\u17d5\u1803\u1809\u0f0d\u0f0e\ua4ff\u0700\u0701\u0702\u0df4\u00bb\u201d\u2019\u300d\u300f"

@@ -79,7 +79,7 @@ def generated_measures(texts: pa.Array) -> Measures:
     """Whether one of the first five lines says that a program wrote the file: 1 or 0, [N]."""
     array = as_large_string(texts)
     out = np.zeros(len(array))
-    # Looking for its two stems in the whole column is 20 times cheaper than the expression on every head.
+    # Few documents hold one of its two stems, and RE2 finds them in the whole column without a Python object each.
     likely = pc.match_substring_regex(array, "(?i)generated|do not edit")
     for i in np.flatnonzero(likely.to_numpy(zero_copy_only=False)):
         text = array[i].as_py()
@@ -91,7 +91,7 @@ def generated_measures(texts: pa.Array) -> Measures:
 def encoded_measures(texts: pa.Array) -> Measures:
     """Base64, hexadecimal or \\u-escaped data: characters of the longest stretch, and the share of all, [N] each."""
     array = as_large_string(texts)
-    # Most documents have neither, and RE2 says so for a whole column in a tenth of the time of Python's expressions.
+    # Most documents have neither; to ask RE2 first made this 15 -> 45 MB/s on the standard library.
     likely = [pc.match_substring_regex(array, _HEXADECIMAL_RE2), pc.match_substring(array, "\\u")]
     rows = zip(*[column.to_pylist() for column in likely], strict=True)
     wanted = [[p for p, on in zip(_ENCODINGS, row, strict=True) if on] for row in rows]

@@ -50,17 +50,17 @@ def annotate(texts: pa.Array | pa.ChunkedArray, preset: str, changes: Sequence[s
     return found
 
 
-def chosen_groups(preset: str, changes: Sequence[str] = ()) -> list[Group]:
+def chosen_groups(preset: str, changes: Sequence[str] = (), where: str = "data.sources[]") -> list[Group]:
     """The groups of a preset with changed rules. Raises ConfigError that names what can be given."""
     if preset not in PRESETS:
-        raise ConfigError(f"data.sources[].preset={preset!r} is not possible: use one of {', '.join(PRESETS)}")
-    wanted = dict(_parse(change) for change in changes)
+        raise ConfigError(f"{where}.preset={preset!r} is not possible: use one of {', '.join(PRESETS)}")
+    wanted = dict(_parse(change, where) for change in changes)
     groups = [GROUPS[name] for name in PRESETS[preset]]
     known = [rule.reason for group in groups for rule in group.rules] + [n for g in groups for n in g.line_limits]
     unknown = sorted(set(wanted) - set(known))
     if unknown:
         raise ConfigError(
-            f"data.sources[].rules={', '.join(unknown)} is not of preset {preset}: its rules are {', '.join(known)}"
+            f"{where}.rules={', '.join(unknown)} is not of preset {preset}: its rules are {', '.join(known)}"
         )
     return [_changed(group, wanted) for group in groups]
 
@@ -76,12 +76,12 @@ def _rule(rule: Rule, wanted: dict[str, float | None]) -> Rule | None:
     return None if limit is None else rule.with_limit(limit)
 
 
-def _parse(change: str) -> tuple[str, float | None]:
+def _parse(change: str, where: str) -> tuple[str, float | None]:
     name, _equals, value = change.partition("=")
     try:
         return name, None if value == OFF else float(value)
     except ValueError as error:
         raise ConfigError(
-            f"data.sources[].rules={change!r} is not possible: write a rule and its limit, for example "
+            f"{where}.rules={change!r} is not possible: write a rule and its limit, for example "
             "gopher_too_few_words=20, or turn it off with gopher_too_few_words=off"
         ) from error

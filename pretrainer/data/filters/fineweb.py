@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from pretrainer.data.compiled import kernel
 from pretrainer.data.filters.characters import character_table
-from pretrainer.data.filters.gopher import count_duplicates
 from pretrainer.data.filters.lines import CHARS, LINE_COLUMNS, SENTENCE, WORDS, power_of_two_above, scan_line
 from pretrainer.data.filters.normalise import utf8_buffers
 from pretrainer.data.filters.phrases import automaton
+from pretrainer.data.filters.repetition import count_duplicates
 from pretrainer.data.hashing import hash_bytes
 
 SHORT_LINE_CHARS = 30

@@ -4,8 +4,8 @@ words.
 
 A line goes when upper-case characters are more than half of it, when it is digits alone, when it counts something ("3
 likes"), when it has one word, or when it is short and holds "items in cart", begins with "sign-in" or ends with "read
-more...". Blank lines stay, but none at the ends. The paper also removes the phrases alone from longer lines; nobody has
-published how.
+more...". Blank lines stay, but none at the ends. The paper also removes the phrases alone from longer lines; this does
+not.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ import pyarrow as pa
 from pretrainer.data.filters import c4, code, refinedweb
 from pretrainer.data.filters.characters import visible_chars
 from pretrainer.data.filters.fineweb import fineweb_measures
-from pretrainer.data.filters.gopher import REPEATED_NGRAMS, TOP_NGRAMS, quality_measures, repetition_measures
+from pretrainer.data.filters.gopher import quality_measures
+from pretrainer.data.filters.repetition import REPEATED_NGRAMS, TOP_NGRAMS, repetition_measures
 
 Limits = Mapping[str, float]
 Measured = tuple[dict[str, np.ndarray], pa.Array]
