@@ -34,6 +34,9 @@ DOCUMENTS = pa.schema(
         ("shard", pa.int32()),  # number of the shard in the manifest of its source
         ("row", pa.int64()),  # number of the record in its shard; for byte-range reads the byte offset
         ("text", pa.large_string()),
+        ("url", pa.large_string()),  # "" where it has none
+        ("language", pa.large_string()),  # as the source says or as it was identified, "" where neither
+        ("scores", pa.list_(pa.float64())),  # of the columns that the source's limits name, NaN where there is none
     ]
 )
 

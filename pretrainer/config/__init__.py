@@ -12,14 +12,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pretrainer.config.curation import (
+    DecontaminationConfig,
+    ExtractConfig,
+    LanguageConfig,
+    PerplexityConfig,
+    PiiConfig,
+    QualityConfig,
+    ToxicityConfig,
+    UrlConfig,
+)
 from pretrainer.config.data import DataConfig, DedupConfig, SegmentConfig, SourceConfig, TokenizerConfig
 from pretrainer.config.model import ModelConfig
 from pretrainer.config.train import TrainConfig
 from pretrainer.errors import require
 
 __all__ = [
-    "ClusterConfig", "Config", "DataConfig", "DedupConfig", "ModelConfig", "RunConfig", "SegmentConfig",
-    "SourceConfig", "TokenizerConfig", "TrackingConfig", "TrainConfig",
+    "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "ExtractConfig",
+    "LanguageConfig", "ModelConfig", "PerplexityConfig", "PiiConfig", "QualityConfig", "RunConfig", "SegmentConfig",
+    "SourceConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
 ]  # fmt: skip
 
 

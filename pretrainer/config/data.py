@@ -5,9 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pretrainer.config.curation import (
+    DecontaminationConfig,
+    ExtractConfig,
+    LanguageConfig,
+    PerplexityConfig,
+    PiiConfig,
+    QualityConfig,
+    ToxicityConfig,
+    UrlConfig,
+)
+from pretrainer.config.limits import parse_limit
 from pretrainer.errors import require
 
 MIB = 2**20
+STAGES = ("url", "language", "rules", "score", "quality", "perplexity", "pii", "toxicity", "decontamination")
+"""Stages of curation that a source can leave out or only annotate, in their order; dedup stands before pii."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +35,10 @@ class SourceConfig:
     """Column or JSON key that holds the text."""
     id_column: str | None = None
     """Column or JSON key that identifies a document; by default its shard and row do."""
+    url_column: str | None = None
+    """Column or JSON key of the address that the document comes from; WARC and HTML shards bring their own."""
+    language_column: str | None = None
+    """Column or JSON key of the document's language, if that is known already."""
     weight: float = 1.0
     """Up-weighting w_i in P(i) = w_i |D_i| / sum_j w_j |D_j|; used when no source gives a share."""
     size: int | None = None
@@ -32,6 +49,12 @@ class SourceConfig:
     """Which quality rules apply: prose is gopher, web is fineweb (gopher, c4's lines and its own), none keeps all."""
     rules: tuple[str, ...] = ()
     """Changes to the preset's rules, for example gopher_too_few_words=20 or c4_curly_bracket=off."""
+    scores: tuple[str, ...] = ()
+    """Limits to numeric columns, for example similarity>=0.28 or, for one language, similarity[zh]>=0.26."""
+    skip: tuple[str, ...] = ()
+    """Stages of curation that this source does not go through, for example language, quality and toxicity for code."""
+    annotate: tuple[str, ...] = ()
+    """Stages that measure and drop nothing, so that data.decisions shows what other thresholds would do."""
     include: tuple[str, ...] = ()
     """Only shards whose path ends in one of these suffixes are read; empty means all."""
     max_epochs: int = 1
@@ -51,6 +74,11 @@ class SourceConfig:
         require(self.weight > 0, f"{where}.weight", self.weight, "use a positive number")
         require(self.size is None or self.size > 0, f"{where}.size", self.size, "use a positive number")
         require(self.share is None or 0 < self.share <= 1, f"{where}.share", self.share, "use a number in (0, 1]")
+        for score in self.scores:
+            parse_limit(score, f"{where}.scores")
+        for field_name in ("skip", "annotate"):
+            unknown = sorted(set(getattr(self, field_name)) - set(STAGES))
+            require(not unknown, f"{where}.{field_name}", unknown, f"use some of {', '.join(STAGES)}")
         require(self.max_epochs >= 1, f"{where}.max_epochs", self.max_epochs, "use 1 or more")
         require(
             self.max_bytes is None or self.max_bytes > 0,
@@ -58,6 +86,11 @@ class SourceConfig:
             self.max_bytes,
             "use a positive number of bytes",
         )
+
+    @property
+    def score_columns(self) -> tuple[str, ...]:
+        """Columns that `scores` names, each once."""
+        return tuple(dict.fromkeys(parse_limit(score, "scores").name for score in self.scores))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +167,26 @@ class DataConfig:
     """Slot blocks per mixing cycle; a power of two makes the pattern exactly periodic."""
     curriculum: tuple[SegmentConfig, ...] = ()
     """Stretches of the run with a mixture and a sequence length of their own; none: one stretch."""
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    """HTML to text."""
+    url: UrlConfig = field(default_factory=UrlConfig)
+    """Addresses that are left out."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """Languages that are kept."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Quality classifier."""
+    perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
+    """Perplexity filter."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
     """Exact and near-duplicate removal."""
+    pii: PiiConfig = field(default_factory=PiiConfig)
+    """Personal data and secrets."""
+    toxicity: ToxicityConfig = field(default_factory=ToxicityConfig)
+    """Toxic documents and lines."""
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
+    """Held-out and benchmark text is kept out of training."""
+    decisions: bool = False
+    """Write one Parquet row per document read: what became of it, why, and every measure that was taken."""
     held_out_chunks: int = 4
     """Leading chunks of each source from which held-out documents are chosen by hash."""
     held_out_share: float = 0.02

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import ray
 
 from pretrainer.config import SourceConfig
+from pretrainer.data.curation import edit_held_out
 from pretrainer.data.dedup.dedup import DedupIndex, Sketches, signatures
 from pretrainer.data.packing.packing import empty_row, pack_window, slot_block
 from pretrainer.data.plan import SourcePlan
@@ -52,7 +53,7 @@ def hold_out(plan: SourcePlan) -> tuple[pa.Table, float]:
     chosen = chosen[np.argsort(ranks[chosen], kind="stable")]
     kept = DedupIndex(plan.config.dedup).decide(np.arange(len(chosen), dtype=np.int64), sketches.select(chosen)).kept
     share = sum(pc.binary_length(docs.column("text")).to_pylist()) / sum(r.bytes_read for _d, _s, r in chunks)
-    return docs.take(chosen[kept]), min(1.0, share)
+    return edit_held_out(plan, docs.take(chosen[kept])), min(1.0, share)
 
 
 @ray.remote(num_cpus=1)

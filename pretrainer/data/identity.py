@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -32,14 +32,15 @@ NOT_IN_FINGERPRINT = (
     "pretrainer.data.ledger.records",
     "pretrainer.data.ledger.windows",
 )
+STAGE_SECTIONS = ("extract", "url", "language", "quality", "perplexity", "pii", "toxicity", "decontamination")
 FINGERPRINT = "fingerprint.json"
 LIBRARIES = ("pyarrow", "numpy", "numba", "xxhash", "sentencepiece", "tokenizers")
 
 
 def fingerprint_parts(
-    config: Config, manifest: Manifest, tokenizer: Tokenizer, held: Sequence[pa.Table]
+    config: Config, manifest: Manifest, tokenizer: Tokenizer, held: Sequence[pa.Table], files: Mapping[str, str]
 ) -> dict[str, dict]:
-    """Everything that decides the tokens of each source, by name."""
+    """Everything that decides the tokens of each source, by name; `files` are the digests of `resources`."""
     curation_code = fingerprint.code_version(CURATION_MODULES, NOT_IN_FINGERPRINT)
     packing_code = fingerprint.code_version(PACKING_MODULES, (*NOT_IN_FINGERPRINT, "pretrainer.data.stages"))
     libraries, data = fingerprint.library_versions(LIBRARIES), config.data
@@ -56,7 +57,10 @@ def fingerprint_parts(
             "max_document_bytes": data.max_document_bytes,
             "dedup": asdict(data.dedup),
             **{name: getattr(source, name) for name in ("name", "format", "text_column", "id_column")},
-            **{name: getattr(source, name) for name in ("preset", "rules")},
+            **{name: getattr(source, name) for name in ("preset", "rules", "url_column", "language_column", "scores")},
+            **{name: getattr(source, name) for name in ("skip", "annotate")},
+            **{name: asdict(getattr(data, name)) for name in STAGE_SECTIONS},
+            "files": files,
         }
         parts[source.name] = {
             "curation": curation,

@@ -10,6 +10,7 @@ from pretrainer.data.ledger.ledger import Ledger, open_ledger
 from pretrainer.data.ledger.windows import WindowLog
 from pretrainer.data.readers.source import Manifest
 from pretrainer.data.readers.units import Permutation, UnitPlan, order_key, permute
+from pretrainer.data.resources import read_resource
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.schema import Specials
 from pretrainer.storage import Store
@@ -48,6 +49,10 @@ class SourcePlan:
     @property
     def unit_plan(self) -> UnitPlan:
         return _unit_plan(self.data_uri, self.index, self.config.chunk_bytes)
+
+    def resource(self, uri: str) -> bytes:
+        """The frozen copy of a file that the config names."""
+        return read_resource(self.data_uri, uri)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pretrainer.config import Config
 from pretrainer.data import fingerprint
+from pretrainer.data.curation import resource_uris
 from pretrainer.data.curriculum import Segment, make_segments
 from pretrainer.data.held_out import HeldOut, freeze_held_out, hold_out
 from pretrainer.data.identity import (
@@ -36,6 +37,7 @@ from pretrainer.data.identity import (
 from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.plan import SourcePlan, draft_plans, load_tokenizer
 from pretrainer.data.readers.source import Manifest
+from pretrainer.data.resources import freeze_resources, frozen_resources
 from pretrainer.data.tokenizer.freeze import freeze_tokenizer
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import ConfigError, UserError
@@ -60,6 +62,7 @@ class Frozen:
 def freeze(config: Config, data: Store) -> Frozen:
     """Make or read back everything that is fixed before the stream starts; needs a Ray cluster."""
     manifest = freeze_manifest(config, data)
+    freeze_resources(resource_uris(config.data), data)
     drafts = draft_plans(config.data, manifest, data)
     pilots = [hold_out(plan) for plan in drafts]
     held = [documents for documents, _share in pilots]
@@ -68,7 +71,7 @@ def freeze(config: Config, data: Store) -> Frozen:
     weights = mixing_weights(config.data.sources, sizes)
     tokenizer = freeze_tokenizer(config.tokenizer, drafts, weights, held, data)
     segments = make_segments(config, weights)
-    parts = _parts(config, manifest, tokenizer, held, segments)
+    parts = _parts(config, manifest, held, segments, data)
     plans = _plans(drafts, parts, tokenizer)
     changes = tuple(changes_since_start(parts, data))
     summary = freeze_held_out(plans, held, data)
@@ -110,7 +113,7 @@ def refuse_changes(config: Config, frozen: Frozen, data: Store) -> None:
     manifest = Manifest.from_bytes(data.read("manifest.arrow"))
     manifest.check_unchanged(Manifest.build(config.data.sources))
     held = [from_ipc(data.read(f"held_out/{s.name}.documents.arrow")) for s in config.data.sources]
-    parts = _parts(config, manifest, load_tokenizer(data.uri), held, frozen.segments)
+    parts = _parts(config, manifest, held, frozen.segments, data)
     changes = changes_since_start(parts, data)
     if changes:
         raise ConfigError(
@@ -120,15 +123,17 @@ def refuse_changes(config: Config, frozen: Frozen, data: Store) -> None:
 
 
 def _parts(
-    config: Config, manifest: Manifest, tokenizer: Tokenizer, held: Sequence[pa.Table], segments: Sequence[Segment]
+    config: Config, manifest: Manifest, held: Sequence[pa.Table], segments: Sequence[Segment], data: Store
 ) -> dict[str, dict]:
     """Everything that decides the order of the tokens, by source, and the order of the sources."""
+    tokenizer = load_tokenizer(data.uri)
     order = {
         "code": fingerprint.code_version(ORDER_MODULES, NOT_IN_FINGERPRINT),
         "slot_blocks_per_step": config.slot_blocks_per_step,
         "segments": [[s.first_step, s.order.shares, s.seq_len] for s in segments],
     }
-    return {**fingerprint_parts(config, manifest, tokenizer, held), "order": order}
+    files = frozen_resources(data)
+    return {**fingerprint_parts(config, manifest, tokenizer, held, files), "order": order}
 
 
 def _plans(

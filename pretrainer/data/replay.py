@@ -29,7 +29,8 @@ def fresh_plans(plans: Sequence[SourcePlan], folder: Store) -> list[SourcePlan]:
     data = Store(plans[0].data_uri)
     tokenizer = "tokenizer.model" if data.exists("tokenizer.model") else "tokenizer.json"
     sketches = [f"held_out/{plan.source.name}.sketches.arrow" for plan in plans]
-    for name in ("manifest.arrow", tokenizer, *sketches):
+    resources = [path for path, _size, _version in data.list("resources")]
+    for name in ("manifest.arrow", tokenizer, *sketches, *resources):
         folder.create(name, data.read(name))
     return [replace(plan, data_uri=folder.uri) for plan in plans]
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pretrainer.data.curation import run_after_dedup, run_before_dedup
 from pretrainer.data.dedup.dedup import Sketches, signatures
-from pretrainer.data.filters.filters import judge
-from pretrainer.data.filters.normalise import normalise_texts
+from pretrainer.data.filters.stage import Verdict
 from pretrainer.data.ledger.pages import ChunkKey
 from pretrainer.data.plan import Place, SourcePlan
 from pretrainer.data.readers.formats import read_unit
@@ -145,14 +145,24 @@ def raw_chunks(
 
 
 def curate_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport) -> tuple[pa.Table, Sketches]:
-    """The stateless half of curation: normalise, filter (drops are counted in `report`), sketch for dedup."""
-    verdict = judge(normalise_texts(docs.column("text").combine_chunks()), plan.source.preset, plan.source.rules)
-    for reason in verdict.reasons:
-        if reason is not None:
+    """The stages before dedup (their drops are counted in `report`), and what dedup needs of the rest."""
+    verdict = run_before_dedup(plan, docs)
+    count_drops(verdict, report)
+    return verdict.docs, signatures(verdict.docs.column("text"), plan.config.dedup)
+
+
+def finish_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport) -> pa.Table:
+    """The stages behind dedup, over what it kept; `report` gets their drops and how many documents are left."""
+    verdict = run_after_dedup(plan, docs)
+    count_drops(verdict, report)
+    report.kept = verdict.docs.num_rows
+    return verdict.docs
+
+
+def count_drops(verdict: Verdict, report: ChunkReport) -> None:
+    for reason, kept in zip(verdict.reasons, verdict.kept, strict=True):
+        if reason is not None and not kept:
             report.drop(reason)
-    kept = docs.filter(pa.array([reason is None for reason in verdict.reasons], pa.bool_()))
-    kept = kept.set_column(docs.schema.get_field_index("text"), docs.schema.field("text"), verdict.texts)
-    return kept, signatures(verdict.texts, plan.config.dedup)
 
 
 def tokenize_chunk(table: pa.Table, plan: SourcePlan) -> pa.Table:
@@ -161,7 +171,7 @@ def tokenize_chunk(table: pa.Table, plan: SourcePlan) -> pa.Table:
     if row.kind != "fresh":
         return table
     assert row.report is not None
-    tokenized = tokenize_documents(plan, from_ipc(row.docs))
+    tokenized = tokenize_documents(plan, finish_chunk(plan, from_ipc(row.docs), row.report))
     plan.ledger.commit(row.key, row.last, tokenized, row.report)
     return chunk_row(row.position, row.key, row.last, "tokens", docs=tokenized)
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
+from pretrainer.data.curation import run_after_dedup, run_before_dedup
 from pretrainer.data.dedup.dedup import held_out_index, split_position
 from pretrainer.data.dedup.in_order import split_segment
-from pretrainer.data.filters.filters import judge
-from pretrainer.data.filters.normalise import normalise_texts
+from pretrainer.data.filters.stage import Verdict
 from pretrainer.data.ledger.ledger import ChunkKey
 from pretrainer.data.ledger.windows import Window
 from pretrainer.data.packing.packer import At, next_chunk, pack_tables, pad_epoch_end
@@ -180,22 +181,27 @@ def find_dropped(plan: SourcePlan, wanted: str, exact: bool) -> Iterator[NotTrai
 
 def drops(plan: SourcePlan, key: ChunkKey, docs: pa.Table, held_out: list[str]) -> Iterator[NotTrained]:
     """Every document of a chunk that was dropped, with the filter's reason or the recorded decision of dedup."""
-    texts = normalise_texts(docs.column("text").combine_chunks())
-    names, reasons = docs.column("id").to_pylist(), judge(texts, plan.source.preset, plan.source.rules).reasons
-    yield from (NotTrained(plan.source.name, n, r) for n, r in zip(names, reasons, strict=True) if r is not None)
-    passed = [name for name, reason in zip(names, reasons, strict=True) if reason is None]
-    decisions = split_segment(plan.ledger.read_segment(key))[0].to_pylist()
-    for name, decided in zip(passed, decisions, strict=True):
+    verdict, source = run_before_dedup(plan, docs), plan.source.name
+    yield from _dropped(source, docs, verdict)
+    decisions = split_segment(plan.ledger.read_segment(key))[0]
+    for name, decided in zip(verdict.docs.column("id").to_pylist(), decisions.to_pylist(), strict=True):
         if not decided["kept"]:
             earlier = _document_at(plan, decided["duplicate_of"], held_out)
-            yield NotTrained(plan.source.name, name, decided["reason"], earlier, decided["similarity"])
+            yield NotTrained(source, name, decided["reason"], earlier, decided["similarity"])
+    unique = verdict.docs.filter(decisions.column("kept"))
+    yield from _dropped(source, unique, run_after_dedup(plan, unique))
+
+
+def _dropped(source: str, docs: pa.Table, verdict: Verdict) -> Iterator[NotTrained]:
+    for name, reason, kept in zip(docs.column("id").to_pylist(), verdict.reasons, verdict.kept, strict=True):
+        if reason is not None and not kept:
+            yield NotTrained(source, name, reason)
 
 
 def _document_at(plan: SourcePlan, position: int, held_out: list[str]) -> str:
-    """Id of the document at a position of dedup's order: a held-out one, or one that was kept."""
+    """Id of the document at a position of dedup's order: a held-out one, or one that came before dedup."""
     if position < 0:
         return held_out[held_out_index(position)]
     unit, chunk, number = split_position(position)
-    key = ChunkKey(unit, chunk)
-    kept = split_segment(plan.ledger.read_segment(key))[0].column("kept").to_pylist()
-    return plan.ledger.read_tokens(key)[0].column("id")[sum(kept[:number])].as_py()
+    docs, _report, _last = next(islice(raw_chunks(plan, plan.place(unit).unit), chunk, None))
+    return str(run_before_dedup(plan, docs).docs.column("id")[number].as_py())

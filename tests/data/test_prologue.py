@@ -70,7 +70,7 @@ def test_loaded_tokenizer_is_frozen(data: Store, tmp_path: Path) -> None:
 def parts(config: Config, held_out: tuple[str, ...] = ("s#0",)) -> dict[str, dict]:
     held = pa.table({"id": pa.array(held_out, pa.large_string())})
     manifest = Manifest.build(config.data.sources)
-    return fingerprint_parts(config, manifest, Tokenizer.from_bytes(small_tokenizer()), [held])
+    return fingerprint_parts(config, manifest, Tokenizer.from_bytes(small_tokenizer()), [held], {})
 
 
 def change(config: Config, **fields: Any) -> Config:

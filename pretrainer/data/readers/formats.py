@@ -48,7 +48,7 @@ class _Chunk:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.columns: list[list[Any]] = [[], [], [], []]  # in the order of DOCUMENTS
+        self.columns: list[list[Any]] = [[] for _ in DOCUMENTS]
         self.report = ChunkReport()
 
     def add(self, piece: Piece, record: Record) -> None:
@@ -58,7 +58,9 @@ class _Chunk:
             letter = DeadLetter(self.source, piece.path, record.row, record.reason, record.detail)
             self.report.dead_letters.append(letter)
             return
-        for column, value in zip(self.columns, (record.id, piece.shard, record.row, record.text), strict=True):
+        place = (record.id, piece.shard, record.row)
+        values = (*place, record.text, record.url, record.language, record.scores)
+        for column, value in zip(self.columns, values, strict=True):
             column.append(value)
 
     def finish(self, next_: Resume | None) -> tuple[pa.Table, ChunkReport, bool]:

@@ -11,7 +11,15 @@ from itertools import chain
 from typing import NamedTuple
 
 from pretrainer.data.readers.decompress import CorruptStreamError
-from pretrainer.data.readers.reading import NEWLINE, Reading, Record, document_id, has_surrogate
+from pretrainer.data.readers.reading import (
+    NEWLINE,
+    Reading,
+    Record,
+    document_id,
+    has_surrogate,
+    number,
+    plain_text,
+)
 from pretrainer.storage import RetryingFile
 
 TAIL_BLOCK_BYTES = 65_536
@@ -130,4 +138,11 @@ def _from_json(reading: Reading, raw: Record, start: int) -> Record:
             "text_not_string", f"the text is a JSON {type(text).__name__}")
     if not text.isascii() and has_surrogate(text):
         return refused("invalid_utf8", "a lone surrogate in a JSON string")
-    return raw._replace(text=text, id=document_id(value.get(reading.source.id_column or ""), raw.id or ""))
+    source = reading.source
+    return raw._replace(
+        text=text,
+        id=document_id(value.get(source.id_column or ""), raw.id or ""),
+        url=plain_text(value.get(source.url_column or "")),
+        language=plain_text(value.get(source.language_column or "")),
+        scores=tuple(number(value.get(column)) for column in source.score_columns),
+    )

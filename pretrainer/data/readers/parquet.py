@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrainer.data.readers.decompress import CorruptStreamError, Start
-from pretrainer.data.readers.reading import Reading, Record, document_id
+from pretrainer.data.readers.reading import Reading, Record, document_id, number, plain_text
 from pretrainer.errors import SourceError
 from pretrainer.storage import RetryingFile
 
@@ -26,8 +26,8 @@ def read_parquet(reading: Reading) -> Generator[Record, None, int]:
     with reading.open() as file:
         try:
             for batch in _parquet_batches(reading, file):
-                for data, identity in batch:
-                    record = _parquet_document(reading, position, row, data, identity)
+                for cells in batch:
+                    record = _parquet_document(reading, position, row, *cells)
                     yield record
                     position, row = position + record.size, row + 1
         except CorruptStreamError as error:
@@ -35,21 +35,34 @@ def read_parquet(reading: Reading) -> Generator[Record, None, int]:
     return position
 
 
-def _parquet_document(reading: Reading, start: int, row: int, data: bytes | None, identity: object) -> Record:
+def _parquet_document(
+    reading: Reading, start: int, row: int, data: bytes | None, identity: object, url: object, language: object,
+    *scores: object,
+) -> Record:  # fmt: skip
     if data is None:
         return reading.refused(start, 0, row, "null_text", "the text is null")
     record = reading.document(start, row, data)
-    return record._replace(id=document_id(identity, record.id or "")) if record.text is not None else record
+    if record.text is None:
+        return record
+    return record._replace(
+        id=document_id(identity, record.id or ""),
+        url=plain_text(url),
+        language=plain_text(language),
+        scores=tuple(map(number, scores)),
+    )
 
 
-def _parquet_batches(reading: Reading, file: RetryingFile) -> Iterator[Iterator[tuple[bytes | None, object]]]:
-    """(text bytes or None, id or None) per row from `resume` on, in batches that begin anew in every row group.
+def _parquet_batches(reading: Reading, file: RetryingFile) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """(text bytes or None, id, url, language, scores …) per row from `resume` on, None where there is no such column.
+
+    Batches begin anew in every row group.
 
     So what is lost in front of a corrupt page does not depend on where reading began.
     """
     source = reading.source
     parquet = _or_corrupt(lambda: pq.ParquetFile(pa.PythonFile(file, mode="r")))
-    columns = [source.text_column, *([source.id_column] if source.id_column else [])]
+    wanted = (source.text_column, source.id_column, source.url_column, source.language_column, *source.score_columns)
+    columns = list(dict.fromkeys(column for column in wanted if column))
     _check_columns(reading, parquet.schema_arrow, columns)
     row = reading.resume.before
     for group in range(reading.resume.address, parquet.num_row_groups):
@@ -59,8 +72,8 @@ def _parquet_batches(reading: Reading, file: RetryingFile) -> Iterator[Iterator[
             fresh = batch.slice(max(0, reading.resume.row - row))
             row += len(batch)
             texts = _column_bytes(fresh.column(source.text_column))
-            identities = _column_bytes(fresh.column(source.id_column)) if source.id_column else [None] * len(texts)
-            yield zip(texts, map(_decoded, identities), strict=True)
+            others = [_column_bytes(fresh.column(name)) if name else [None] * len(texts) for name in wanted[1:]]
+            yield zip(texts, *(map(_decoded, cells) for cells in others), strict=True)
 
 
 def _or_corrupt(call: Callable[[], Any]) -> Any:
@@ -76,7 +89,7 @@ def _check_columns(reading: Reading, schema: pa.Schema, columns: Sequence[str]) 
     for column in columns:
         if column not in schema.names:
             there = ", ".join(schema.names)
-            raise SourceError(f"{where} has no column {column!r}, only {there}: set text_column or id_column")
+            raise SourceError(f"{where} has no column {column!r}, only {there}: name another in the config")
     kind = schema.field(columns[0]).type
     if not _is_text(kind):
         raise SourceError(f"{where}: column {columns[0]!r} holds {kind}, not text: set text_column to another one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -31,6 +32,9 @@ class Record(NamedTuple):
     reason: str = ""
     detail: str = ""
     offset: int | None = None
+    url: str = ""
+    language: str = ""
+    scores: tuple[float, ...] = ()
 
 
 class Resume(NamedTuple):
@@ -134,6 +138,16 @@ def has_surrogate(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def plain_text(value: object) -> str:
+    """A cell of a url or language column as text; "" where there is none or it is no valid text."""
+    return value if isinstance(value, str) and not has_surrogate(value) else ""
+
+
+def number(value: object) -> float:
+    """A cell of a score column; NaN where it is no number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def document_id(value: object, default: str) -> str:

@@ -10,11 +10,13 @@ import pyarrow as pa
 import ray
 
 from pretrainer.config import Config, TokenizerConfig
+from pretrainer.data.curation import resource_uris
 from pretrainer.data.held_out import first_chunk, hold_out
 from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.plan import SourcePlan, draft_plans
 from pretrainer.data.readers.source import Manifest
 from pretrainer.data.readers.units import permute
+from pretrainer.data.resources import freeze_resources
 from pretrainer.data.tokenizer.tokenizer import SentencePieceTokenizer, Tokenizer
 from pretrainer.data.tokenizer.train import train_tokenizer
 from pretrainer.errors import UserError
@@ -92,6 +94,7 @@ def sample_documents(config: Config, budget_bytes: int | None = None) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         store.create("manifest.arrow", manifest.to_bytes())
+        freeze_resources(resource_uris(config.data), store)
         plans = draft_plans(config.data, manifest, store)
         held = [hold_out(plan)[0] for plan in plans]
         return sample_texts(plans, weights, held, budget_bytes or config.tokenizer.train_bytes)
