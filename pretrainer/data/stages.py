@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrainer.data.curation import run_after_dedup, run_before_dedup
+from pretrainer.data.decisions import record_decisions, record_read
 from pretrainer.data.dedup.dedup import Sketches, signatures
 from pretrainer.data.filters.stage import Verdict
 from pretrainer.data.ledger.pages import ChunkKey
@@ -122,8 +123,9 @@ def read_chunks(
         for key in (ChunkKey(place.curated_at, chunk) for chunk in range(first)):
             yield chunk_row(position, key, False, "tokens", docs=plan.ledger.read_tokens(key)[0])
         for chunk, (docs, report, last) in enumerate(_chunks_from(plan, place, first), first):
-            kept, sketches = curate_chunk(plan, docs, report)
-            yield chunk_row(position, ChunkKey(place.curated_at, chunk), last, "fresh", report, kept, sketches)
+            key = ChunkKey(place.curated_at, chunk)
+            kept, sketches = curate_chunk(plan, docs, report, key)
+            yield chunk_row(position, key, last, "fresh", report, kept, sketches)
 
 
 def _chunks_from(plan: SourcePlan, place: Place, first: int) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
@@ -144,16 +146,25 @@ def raw_chunks(
     return read_unit(pieces, plan.source, *limits, first_chunk=first_chunk, resume=resume)
 
 
-def curate_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport) -> tuple[pa.Table, Sketches]:
-    """The stages before dedup (their drops are counted in `report`), and what dedup needs of the rest."""
+def curate_chunk(
+    plan: SourcePlan, docs: pa.Table, report: ChunkReport, key: ChunkKey | None = None
+) -> tuple[pa.Table, Sketches]:
+    """The stages before dedup (their drops are counted in `report`), and what dedup needs of the rest.
+
+    With a key, and where the config asks for it, the decision log is begun.
+    """
     verdict = run_before_dedup(plan, docs)
+    if key is not None and plan.config.decisions:
+        record_read(plan, key, docs, verdict, report.dead_letters)
     count_drops(verdict, report)
     return verdict.docs, signatures(verdict.docs.column("text"), plan.config.dedup)
 
 
-def finish_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport) -> pa.Table:
+def finish_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport, key: ChunkKey) -> pa.Table:
     """The stages behind dedup, over what it kept; `report` gets their drops and how many documents are left."""
     verdict = run_after_dedup(plan, docs)
+    if plan.config.decisions:
+        record_decisions(plan, key, verdict)
     count_drops(verdict, report)
     report.kept = verdict.docs.num_rows
     return verdict.docs
@@ -171,7 +182,7 @@ def tokenize_chunk(table: pa.Table, plan: SourcePlan) -> pa.Table:
     if row.kind != "fresh":
         return table
     assert row.report is not None
-    tokenized = tokenize_documents(plan, finish_chunk(plan, from_ipc(row.docs), row.report))
+    tokenized = tokenize_documents(plan, finish_chunk(plan, from_ipc(row.docs), row.report, row.key))
     plan.ledger.commit(row.key, row.last, tokenized, row.report)
     return chunk_row(row.position, row.key, row.last, "tokens", docs=tokenized)
 
