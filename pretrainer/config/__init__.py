@@ -22,14 +22,22 @@ from pretrainer.config.curation import (
     ToxicityConfig,
     UrlConfig,
 )
-from pretrainer.config.data import DataConfig, DedupConfig, SegmentConfig, SourceConfig, TokenizerConfig
+from pretrainer.config.data import (
+    DataConfig,
+    DedupConfig,
+    LineDedupConfig,
+    SegmentConfig,
+    SourceConfig,
+    TokenizerConfig,
+)
 from pretrainer.config.model import ModelConfig
 from pretrainer.config.train import TrainConfig
 from pretrainer.errors import require
 
 __all__ = [
     "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "ExtractConfig",
-    "LanguageConfig", "ModelConfig", "PerplexityConfig", "PiiConfig", "QualityConfig", "RunConfig", "SegmentConfig",
+    "LanguageConfig", "LineDedupConfig", "ModelConfig", "PerplexityConfig", "PiiConfig",
+    "QualityConfig", "RunConfig", "SegmentConfig",
     "SourceConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
 ]  # fmt: skip
 

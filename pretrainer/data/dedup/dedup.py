@@ -1,141 +1,67 @@
-"""Exact and near-duplicate decisions: which documents of a stream are kept, decided in its order.
+"""Duplicate decisions: which documents of a stream are kept, and what of their text, decided in its order.
 
 The rules, each with a test:
 
 - The survivor is the earliest document in the order. Only kept documents enter the index.
 - A look-up ignores entries at or after the document's own position. So a chunk that is decided again on a live
   index, or on one that was rebuilt from recorded sketches, gets its first answer; no document matches itself.
-- Exact: equal 128-bit hashes of `dedup_key`. Near: a shared LSH band makes a *candidate* (Leskovec, Rajaraman, Ullman,
-  Mining of Massive Datasets, section 3.4), and only the share of equal values over *all* permutations, at least
-  `threshold`, drops it; never a band alone, never a similarity through a third document.
-- A document with fewer than MIN_SHINGLES shingles is exempt from near-dup: its similarity is a step function of a few
-  words (one changed word of 14 changes five of ten 5-grams). It neither looks up nor is found; exact dedup sees it.
-- Held-out documents have negative positions, so they precede all training documents and win against them.
+- Exact: equal 128-bit hashes of `dedup_key`. URL (off by default): equal 128-bit hashes of the canonical address.
+- Near: a shared LSH band makes a *candidate* (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4),
+  and only a similarity of at least `threshold`, by the odd sketches of both whole shingle sets, drops it; never a band
+  alone, never a similarity through a third document.
+- A document with fewer than MIN_SHINGLES different shingles is exempt from near-dup: its similarity is a step function
+  of a few words (one changed word of 14 changes five of ten 5-grams). It neither looks up nor is found; exact dedup
+  sees it.
+- Held-out documents have negative positions, so they precede all training documents and win against them; documents of
+  sealed indexes stand between the two.
+- Lines and repeated spans (`lines`, `substring`, both off by default) are removed from what is kept then; a document of
+  which too little is left is dropped, and enters nothing.
 
-Cost per kept document: 4 P + 8 (B + 2) + 24 bytes of entry and 16 (B + 2) bytes of hash slots at a load of 3/8 to 3/4,
-with P = 256 and B = 18 about 1.2 KB + 0.4 to 0.9 KB; up to a third of the entries is spare room after growing.
-A look-up costs B hash probes and one comparison of P values per candidate.
+Cost per kept document, see `memory`: with B = 18 bands and 1,200 shingles about 0.7 KB. A look-up costs B hash probes
+and one comparison of two sketches per candidate of a possible size.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from pretrainer.config import DedupConfig
-from pretrainer.data.dedup import lsh, minhash
-from pretrainer.data.filters.normalise import exact_hashes
-from pretrainer.errors import StreamError
+from pretrainer.data.dedup import lsh
+from pretrainer.data.dedup.lines import LineIndex
+from pretrainer.data.dedup.minhash import MIN_SHINGLES
+from pretrainer.data.dedup.oddsketch import MIN_WORDS
+from pretrainer.data.dedup.positions import (
+    held_out_index,
+    held_out_position,
+    is_sealed,
+    position,
+    sealed_position,
+    split_position,
+    split_sealed,
+)
+from pretrainer.data.dedup.ragged import Ragged
+from pretrainer.data.dedup.removal import merge_ranges
+from pretrainer.data.dedup.sketches import Sketches, scheme_of, signatures
+from pretrainer.data.dedup.substring import SubstringIndex
+from pretrainer.errors import ConfigError, StreamError
 
-MIN_SHINGLES = 10
-"""Documents with fewer shingles are exempt from near-dup."""
+__all__ = [
+    "MIN_SHINGLES", "NO_DUPLICATE", "Decisions", "DedupIndex", "Sketches", "held_out_index", "held_out_position",
+    "is_sealed", "position", "scheme_of", "sealed_position", "signatures", "split_position", "split_sealed",
+]  # fmt: skip
 
-DUPLICATE_EXACT, DUPLICATE_NEAR = "duplicate_exact", "duplicate_near"
+T = TypeVar("T")
+
+DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICATE_URL = "duplicate_exact", "duplicate_near", "duplicate_url"
+DUPLICATE_SEALED, DUPLICATE_LINES, DUPLICATE_SUBSTRING = "duplicate_sealed", "duplicate_lines", "duplicate_substring"
 HELD_OUT, HELD_OUT_NEAR = "held_out", "held_out_near"
 
 NO_DUPLICATE = np.iinfo(np.int64).min
-"""`Decisions.duplicate_of` of a kept document; no document has this position."""
-
-_UNIT_BITS, _CHUNK_BITS, _DOC_BITS = 28, 15, 20
-
-
-def position(unit: int, chunk: int, doc: int) -> int:
-    """Place of a document in its source's order: unit << 35 | chunk << 20 | doc; raises StreamError if out of range."""
-    for name, value, bits in (("unit", unit, _UNIT_BITS), ("chunk", chunk, _CHUNK_BITS), ("doc", doc, _DOC_BITS)):
-        if not 0 <= value < 1 << bits:
-            raise StreamError(f"{name}={value} does not fit into {bits} bits of a document's position")
-    return unit << (_CHUNK_BITS + _DOC_BITS) | chunk << _DOC_BITS | doc
-
-
-def held_out_position(index: int) -> int:
-    """Negative place of the index-th held-out document; ascending with the index, before all training documents."""
-    if not 0 <= index < 1 << 62:
-        raise StreamError(f"index={index} of a held-out document is out of range")
-    return index - (1 << 62)
-
-
-def held_out_index(position: int) -> int:
-    """Inverse of `held_out_position`."""
-    return position + (1 << 62)
-
-
-def split_position(position: int) -> tuple[int, int, int]:
-    """(unit, chunk, doc): inverse of `position`."""
-    unit, rest = divmod(position, 1 << (_CHUNK_BITS + _DOC_BITS))
-    return unit, *divmod(rest, 1 << _DOC_BITS)
-
-
-
-@dataclass(frozen=True)
-class Sketches:
-    """What dedup needs to know of N documents; P is 0 where near-dup is off."""
-
-    hashes: np.ndarray  # [N, 2] uint64, (high, low) of the exact hash
-    minhash: np.ndarray  # [N, P] uint32
-    shingle_count: np.ndarray  # [N] int32
-    scheme: str
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def select(self, which: np.ndarray | slice) -> Sketches:
-        """The documents of a mask [N] bool, of indices [M] in that order, or of a slice."""
-        return Sketches(self.hashes[which], self.minhash[which], self.shingle_count[which], self.scheme)
-
-    def to_table(self) -> pa.Table:
-        """Columns hash (16 bytes big-endian), minhash (4 P bytes, little-endian), shingle_count; scheme as metadata."""
-        columns = [
-            _fixed_binary(self.hashes.astype(">u8")),
-            _fixed_binary(self.minhash.astype("<u4")),
-            pa.array(self.shingle_count, pa.int32()),
-        ]
-        schema = pa.schema(
-            [(name, column.type) for name, column in zip(("hash", "minhash", "shingle_count"), columns, strict=True)],
-            metadata={"scheme": self.scheme},
-        )
-        return pa.Table.from_arrays(columns, schema=schema)
-
-    @classmethod
-    def from_table(cls, table: pa.Table) -> Sketches:
-        """Inverse of `to_table`; raises StreamError if the table does not name its scheme."""
-        scheme = (table.schema.metadata or {}).get(b"scheme")
-        if scheme is None:
-            raise StreamError("a table of sketches does not name its MinHash scheme, so it cannot be compared")
-        hashes = _from_fixed_binary(table.column("hash"), ">u8").astype(np.uint64)
-        signatures_ = _from_fixed_binary(table.column("minhash"), "<u4").astype(np.uint32)
-        return cls(hashes, signatures_, table.column("shingle_count").to_numpy().astype(np.int32), scheme.decode())
-
-
-def _fixed_binary(rows: np.ndarray) -> pa.Array:
-    contiguous = np.ascontiguousarray(rows)
-    width = rows.shape[1] * rows.itemsize
-    return pa.Array.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(contiguous)])
-
-
-def _from_fixed_binary(column: pa.ChunkedArray, dtype: str) -> np.ndarray:
-    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    width = column.type.byte_width
-    data = np.frombuffer(array.buffers()[1], np.uint8) if len(array) and width else np.zeros(0, np.uint8)
-    rows = data[array.offset * width : (array.offset + len(array)) * width]
-    return rows.view(dtype).reshape(len(array), width // np.dtype(dtype).itemsize)
-
-
-def scheme_of(config: DedupConfig) -> str:
-    """The scheme id of this config's sketches."""
-    return minhash.scheme_id(config.shingle_words, config.permutations) if config.near else "exact-only"
-
-
-def signatures(texts: pa.Array | pa.ChunkedArray, config: DedupConfig) -> Sketches:
-    """Sketches of N texts; a pure function of each text and the config."""
-    hashes = exact_hashes(texts)
-    if config.near:
-        values, counts = minhash.signatures(texts, config.shingle_words, config.permutations)
-    else:
-        values, counts = np.zeros((len(hashes), 0), np.uint32), np.zeros(len(hashes), np.int32)
-    return Sketches(hashes, values, counts, scheme_of(config))
+"""`Decisions.duplicate_of` of a kept document, and of one that was dropped for its lines or spans; no document has
+this position."""
 
 
 @dataclass(frozen=True)
@@ -145,28 +71,35 @@ class Decisions:
     kept: np.ndarray  # [N] bool
     reasons: list[str | None]  # None if kept
     duplicate_of: np.ndarray  # [N] int64, position of the earliest document that it duplicates, or NO_DUPLICATE
-    similarity: np.ndarray  # [N] float32, estimated Jaccard; 1 for exact duplicates, 0 if kept
+    similarity: np.ndarray  # [N] float32, Jaccard; 1 for equal texts and URLs, 0 if kept, the share removed otherwise
+    entries: Sketches  # of the kept documents, as the index stores them
+    removed: Ragged | None = None  # int64, byte ranges that leave each text (first, end, …); None: none ever does
 
 
 class DedupIndex:
-    """The kept documents of one source (and its held-out ones), ready to be looked up. Not safe for threads."""
+    """The kept documents of one source and what precedes them, ready to be looked up. Not safe for threads."""
 
     def __init__(self, config: DedupConfig) -> None:
         self._config = config
         self._scheme = scheme_of(config)
-        self._permutations = config.permutations if config.near else 0
         self._bands = config.bands if config.near else 0
-        # ceil with a slack for thresholds such as 0.7, whose product with P may come out a hair above the integer.
-        self._min_equal = math.ceil(config.threshold * config.permutations - 1e-9)
-        self._tables = lsh.empty_tables(1024, 1 << 16, self._permutations, self._bands)
+        self._tables = lsh.empty_tables(1024, 2048, 1024 * MIN_WORDS, self._bands, config.url)
+        self._lines = LineIndex(config.lines.max_documents) if config.lines.max_documents else None
+        self._spans = SubstringIndex(config.substring_tokens) if config.substring_tokens else None
 
     def __len__(self) -> int:
         """Documents in the index."""
-        return int(self._tables.used[0])
+        return int(self._tables.used[lsh.ENTRIES])
+
+    @property
+    def comparisons(self) -> int:
+        """Pairs of sketches compared so far."""
+        return int(self._tables.used[lsh.COMPARISONS])
 
     def memory_bytes(self) -> int:
         """Bytes of all arrays, spare room included."""
-        return sum(array.nbytes for array in self._tables)
+        others = [index.memory_bytes() for index in (self._lines, self._spans) if index is not None]
+        return sum(array.nbytes for array in self._tables) + sum(others)
 
     def decide(self, positions: np.ndarray, sketches: Sketches) -> Decisions:
         """Decide N documents at strictly ascending positions [N] int64 and insert those that are kept.
@@ -176,70 +109,182 @@ class DedupIndex:
         """
         if np.any(np.diff(positions) <= 0):
             raise StreamError("documents were not given to dedup in their order")
-        keys, where, hashes, values, in_bands = self._prepare(positions, sketches)
-        found, equal = np.empty(len(sketches), np.int64), np.empty(len(sketches), np.int64)
-        contradiction = lsh.decide_all(self._tables, keys, where, hashes, values, in_bands,
-                                       self._config.exact, self._min_equal, found, equal)
-        _refuse_contradiction(where, contradiction)
-        return self._decisions(found, equal)
+        documents = self._prepare(positions, sketches)
+        if self._config.edits_text:
+            return self._decide_text(documents, sketches)
+        return self._decide_whole(documents, sketches, insert=True)
 
     def insert(self, positions: np.ndarray, sketches: Sketches) -> None:
-        """Insert N documents as kept, in any order: recorded ones of a rebuild, or held-out ones.
+        """Insert N documents as kept: recorded ones of a rebuild, or held-out and sealed ones.
 
-        A document that is there already changes nothing. Raises StreamError as `decide` does.
+        A document that is there already changes nothing. The order is free, but where lines or spans are removed those
+        of the stream must ascend. Raises StreamError as `decide` does.
         """
-        keys, where, hashes, values, in_bands = self._prepare(positions, sketches)
-        _refuse_contradiction(where, lsh.insert_all(self._tables, keys, where, hashes, values, in_bands))
+        documents = self._prepare(positions, sketches)
+        _refuse_contradiction(documents.positions, lsh.insert_all(self._tables, documents))
+        for i in np.flatnonzero(positions >= 0).tolist() if self._config.edits_text else []:
+            self._add_text(int(positions[i]), sketches, i, None)
 
-    def _prepare(
-        self, positions: np.ndarray, sketches: Sketches
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(keys [N, B + 2], positions, hashes, minhash, in_bands) with room for N more entries made."""
+    def reserve(self, documents: int, words: int) -> None:
+        """Make room for exactly so many more documents with so many words of sketches: for what is known before."""
+        self._make_room(documents, words, spare=False)
+
+    def _prepare(self, positions: np.ndarray, sketches: Sketches) -> lsh.Documents:
+        """The documents as the kernels take them, with room for N more entries made."""
         if sketches.scheme != self._scheme:
             raise StreamError(f"sketches of scheme {sketches.scheme!r} do not compare with those of {self._scheme!r}")
         if len(positions) != len(sketches):
             raise StreamError(f"{len(positions)} positions for {len(sketches)} documents")
         # One type for all calls (writable, C order): numba compiles anew for every other.
-        where = np.require(positions, np.int64, ["C", "W"])
-        hashes = np.require(sketches.hashes, np.uint64, ["C", "W"])
-        values = np.require(sketches.minhash, np.uint32, ["C", "W"])
-        keys = np.empty((len(sketches), self._bands + 2), np.uint64)
-        lsh.make_keys(where, hashes, values, self._config.rows_per_band, keys)
-        self._make_room(len(sketches))
-        return keys, where, hashes, values, np.require(sketches.shingle_count >= MIN_SHINGLES, bool, ["C", "W"])
+        where, hashes = _fixed(positions, np.int64), _fixed(sketches.hashes, np.uint64)
+        urls = np.zeros((0, 2), np.uint64)
+        if self._config.url:
+            urls = _fixed(_needed(sketches.urls, "data.dedup.url"), np.uint64)
+        bands = _fixed(sketches.bands, np.uint32)
+        keys = np.empty((len(sketches), 2 + self._config.url + self._bands), np.uint32)
+        lsh.make_keys(where, hashes, urls, bands, keys)
+        sketch = sketches.sketch or Ragged(np.zeros(0, np.uint64), np.zeros(len(sketches) + 1, np.int64))
+        sizes = np.where(np.diff(sketch.offsets) > 0, sketches.shingle_count, 0)
+        self._make_room(len(sketches), len(sketch.values))
+        return lsh.Documents(where, keys, hashes, urls, _fixed(sizes, np.int32), _fixed(sketch.offsets[:-1], np.int64),
+                             _fixed(sketch.values, np.uint64))
 
-    def _decisions(self, found: np.ndarray, equal: np.ndarray) -> Decisions:
+    def _decide_whole(self, documents: lsh.Documents, sketches: Sketches, insert: bool) -> Decisions:
+        found, share = np.empty(len(sketches), np.int64), np.empty(len(sketches), np.float64)
+        contradiction = lsh.decide_all(self._tables, documents, self._config.exact, self._config.threshold, insert,
+                                       found, share)
+        _refuse_contradiction(documents.positions, contradiction)
         kept = found == lsh.NONE
         duplicate_of = np.where(kept, NO_DUPLICATE, self._tables.positions[found])
-        share = np.where(equal < 0, 1.0, equal / max(1, self._permutations)).astype(np.float32)
-        return Decisions(kept, [_reason(*pair) for pair in zip(duplicate_of.tolist(), equal.tolist(), strict=True)],
-                         duplicate_of, share)
+        reasons = [_reason(*pair) for pair in zip(duplicate_of.tolist(), share.tolist(), strict=True)]
+        similarity = np.minimum(share, 1.0).astype(np.float32)
+        return Decisions(kept, reasons, duplicate_of, similarity, sketches.select(kept).entries())
 
-    def _make_room(self, documents: int) -> None:
-        """Grow entries by half and slots by doubling, so that `documents` more fit at a load of at most 3/4."""
-        entries, columns = self._tables.next_node.shape
-        needed = len(self) + documents
-        if needed > entries:
-            self._tables = _grown(self._tables, max(needed, entries + entries // 2))
-        slots_needed = 4 * (int(self._tables.used[1]) + documents * columns) // 3 + 1
-        if slots_needed > self._tables.slot_keys.size:
-            size = 1 << (slots_needed - 1).bit_length()
-            keys, heads = np.zeros(size, np.uint64), np.zeros(size, np.int64)
-            lsh.rehash(self._tables.slot_keys, self._tables.slot_heads, keys, heads)
-            self._tables = self._tables._replace(slot_keys=keys, slot_heads=heads)
+    # text -----------------------------------------------------------------------------------------------------------
+    def _decide_text(self, documents: lsh.Documents, sketches: Sketches) -> Decisions:
+        """One document after the other: whether it is kept depends on what is left of it."""
+        parts, removed, words = [], [], []
+        for i in range(len(sketches)):
+            one = _slice(documents, i)
+            decided = self._decide_whole(one, sketches.select(slice(i, i + 1)), insert=False)
+            ranges, pieces = np.empty((0, 2), np.int64), None
+            if decided.kept[0]:
+                reason, share, ranges, spans = self._repeated(int(documents.positions[i]), sketches, i)
+                if reason is not None:
+                    decided = replace(decided, kept=np.zeros(1, bool), reasons=[reason],
+                                      similarity=np.array([share], np.float32))
+                    ranges = ranges[:0]
+                else:
+                    _refuse_contradiction(one.positions, lsh.insert_all(self._tables, one))
+                    pieces = self._add_text(int(documents.positions[i]), sketches, i, spans)
+                    words.append(pieces)
+            parts.append(decided)
+            removed.append(ranges.ravel())
+        kept = np.concatenate([np.zeros(0, bool), *(part.kept for part in parts)])
+        return Decisions(
+            kept, [part.reasons[0] for part in parts],
+            np.array([part.duplicate_of[0] for part in parts], np.int64),
+            np.array([part.similarity[0] for part in parts], np.float32),
+            sketches.select(kept).entries(Ragged.of(words, np.uint32)), Ragged.of(removed, np.int64),
+        )
+
+    def _repeated(self, where: int, sketches: Sketches, i: int) -> tuple[str | None, float, np.ndarray, np.ndarray]:
+        """(reason to drop it or None, share of its bytes that repeats, byte ranges to remove, spans of words)."""
+        size = max(1, int(_needed(sketches.text_bytes, "data.dedup")[i]))
+        ranges, spans, whole = np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), False
+        if self._lines is not None:
+            common = self._lines.common(where, _needed(sketches.lines, "data.dedup.lines")[i])
+            ranges = merge_ranges(_needed(sketches.line_bounds, "data.dedup.lines")[i].reshape(-1, 2)[common])
+            share = _length(ranges) / size
+            if 1 - share < self._config.lines.min_share_left:
+                return DUPLICATE_LINES, share, ranges, spans
+        if self._spans is not None:
+            spans = self._spans.find(where, _needed(sketches.words, "data.dedup.substring_tokens")[i])
+            starts = np.append(_needed(sketches.word_starts, "data.dedup.substring_tokens")[i], size)
+            repeated = starts[spans].astype(np.int64)
+            share = _length(repeated) / size
+            if share > self._config.substring_max_share:
+                return DUPLICATE_SUBSTRING, share, ranges, spans
+            whole = self._config.substring_mode == "drop"
+            ranges = ranges if whole else merge_ranges(np.concatenate([ranges, repeated]))
+        return None, 0.0, ranges, spans
+
+    def _add_text(self, where: int, sketches: Sketches, i: int, spans: np.ndarray | None) -> np.ndarray:
+        """Count the lines and store the words of a kept document; returns the words stored. No spans: as recorded."""
+        if self._lines is not None:
+            self._lines.add(where, _needed(sketches.lines, "data.dedup.lines")[i])
+        if self._spans is None:
+            return np.zeros(0, np.uint32)
+        words = _needed(sketches.words, "data.dedup.substring_tokens")[i]
+        pieces = words if spans is None else self._spans.keep(words, spans)
+        self._spans.add(where, pieces)
+        return pieces
+
+    # room -----------------------------------------------------------------------------------------------------------
+    def _make_room(self, documents: int, words: int, spare: bool = True) -> None:
+        """Grow entries and sketches by a quarter and slots by half, so that the load stays at 3/4 or below."""
+        t = self._tables
+        entries, sketch_words = len(self) + documents, int(t.used[lsh.SKETCH_WORDS]) + words
+        if entries > lsh.MAX_ENTRIES:
+            raise StreamError(f"the dedup index is full: it holds at most {lsh.MAX_ENTRIES:,} documents of one source")
+        if entries > len(t.positions) or sketch_words > len(t.sketches):
+            more = 5 if spare else 4
+            self._refuse_too_large()
+            t = _grown(t, max(entries, more * len(t.positions) // 4) if entries > len(t.positions) else 0,
+                       max(sketch_words, more * len(t.sketches) // 4) if sketch_words > len(t.sketches) else 0)
+        needed = 4 * (int(t.used[lsh.MAX_KEYS]) + documents) // 3 + 1
+        if needed > t.slot_keys.shape[1]:
+            shape = len(t.keys), max(needed, 3 * t.slot_keys.shape[1] // 2 if spare else 0)
+            keys, heads = np.zeros(shape, np.uint32), np.zeros(shape, np.uint32)
+            lsh.rehash(t, keys, heads)
+            t = t._replace(slot_keys=keys, slot_heads=heads)
+        self._tables = t
+
+    def _refuse_too_large(self) -> None:
+        limit, bytes_ = self._config.max_memory_bytes, self.memory_bytes()
+        if limit and bytes_ > limit:
+            raise ConfigError(
+                f"data.dedup.max_memory_bytes={limit:,} is not enough: the index of {len(self):,} kept documents takes "
+                f"{bytes_:,} bytes. Raise it on a machine with more memory, or use fewer data.dedup.bands"
+            )
 
 
-def _grown(tables: lsh.Tables, entries: int) -> lsh.Tables:
-    """The same tables with room for `entries` documents; at most one array is held twice at a time."""
-    def resized(array: np.ndarray, fill: int) -> np.ndarray:
-        larger = np.full((entries, *array.shape[1:]), fill, array.dtype)
+def _fixed(array: np.ndarray, dtype: type) -> np.ndarray:
+    return np.require(array, dtype, ["C", "W"])
+
+
+def _needed(value: T | None, field: str) -> T:
+    """A part of the sketches that the config asks for; StreamError where they were made without it."""
+    if value is None:
+        raise StreamError(f"sketches were made without what {field} needs")
+    return value
+
+
+def _slice(d: lsh.Documents, i: int) -> lsh.Documents:
+    """Document i alone."""
+    urls = d.urls[i : i + 1] if len(d.urls) else d.urls
+    return d._replace(positions=d.positions[i : i + 1], keys=d.keys[i : i + 1], hashes=d.hashes[i : i + 1], urls=urls,
+                      sizes=d.sizes[i : i + 1], starts=d.starts[i : i + 1])
+
+
+def _length(ranges: np.ndarray) -> int:
+    return int((ranges[:, 1] - ranges[:, 0]).sum())
+
+
+def _grown(t: lsh.Tables, entries: int, words: int) -> lsh.Tables:
+    """The same tables with room for so many documents and words of sketches, 0 for as many as now."""
+    def resized(array: np.ndarray, length: int) -> np.ndarray:
+        larger = np.zeros((length, *array.shape[1:]), array.dtype)
         larger[: len(array)] = array
         return larger
 
-    return tables._replace(
-        next_node=resized(tables.next_node, lsh.NONE), positions=resized(tables.positions, 0),
-        hashes=resized(tables.hashes, 0), minhash=resized(tables.minhash, 0),
-    )
+    if words:
+        t = t._replace(sketches=resized(t.sketches, words))
+    if entries:
+        names = ("next_node", "positions", "hashes", "sizes", "starts", *(["urls"] if len(t.urls) else []))
+        for name in names:  # one after the other: at most one array is held twice at a time
+            t = t._replace(**{name: resized(getattr(t, name), entries)})
+    return t
 
 
 def _refuse_contradiction(positions: np.ndarray, which: int) -> None:
@@ -247,9 +292,11 @@ def _refuse_contradiction(positions: np.ndarray, which: int) -> None:
         raise StreamError(f"another document is already recorded at position {positions[which]}")
 
 
-def _reason(duplicate_of: int, equal: int) -> str | None:
+def _reason(duplicate_of: int, share: float) -> str | None:
     if duplicate_of == NO_DUPLICATE:
         return None
+    if is_sealed(duplicate_of):
+        return DUPLICATE_SEALED
     if duplicate_of < 0:
-        return HELD_OUT if equal < 0 else HELD_OUT_NEAR
-    return DUPLICATE_EXACT if equal < 0 else DUPLICATE_NEAR
+        return HELD_OUT_NEAR if share <= 1 else HELD_OUT
+    return {lsh.EXACT_MATCH: DUPLICATE_EXACT, lsh.URL_MATCH: DUPLICATE_URL}.get(share, DUPLICATE_NEAR)

@@ -7,6 +7,9 @@ returns, a repeated key gets the recorded answer, a gap stops the run.
 The index is rebuilt by a thread that begins with the process; committed chunks pass meanwhile, and only the first fresh
 one waits for it. Reading and the compiled kernels (`nogil`) leave the interpreter to the calls; unpacking a page does
 not.
+
+The decisions of a chunk (DECISIONS, and the byte ranges that leave its texts) come from its segment, fresh or repeated:
+`decisions_of`.
 """
 
 from __future__ import annotations
@@ -20,12 +23,15 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pretrainer.data.dedup.dedup import DedupIndex, Sketches, held_out_position
+from pretrainer.data.dedup import sealed
+from pretrainer.data.dedup.dedup import Decisions, DedupIndex, Sketches, held_out_position
 from pretrainer.data.ledger.pages import START, ChunkKey
 from pretrainer.data.ledger.segments import (
     DECISIONS,
+    REMOVED,
     IndexPart,
     SegmentPager,
+    apply_decisions,
     document_positions,
     index_part,
     join_segment,
@@ -75,16 +81,20 @@ class InOrderDedup:
         self._wait_for_index()
         docs, report = from_ipc(row.docs), row.report
         if row.key <= self.progress.newest:
-            decisions = split_segment(self.ledger.read_segment(row.key))[0]
+            decisions = self.decisions_of(row.key)
         else:
             sketches = Sketches.from_table(from_ipc(row.sketches))
             decisions = self._decide(row.key, row.last, sketches, report.read, len(report.dead_letters))
         for reason in decisions.column("reason").to_pylist():
             if reason:
                 report.drop(reason)
-        docs = docs.filter(decisions.column("kept").combine_chunks())
+        docs = apply_decisions(docs, decisions)
         report.kept = docs.num_rows
         return chunk_row(row.position, row.key, row.last, "fresh", report, docs)
+
+    def decisions_of(self, key: ChunkKey) -> pa.Table:
+        """DECISIONS of a chunk that was decided, one row per document that came to dedup, from its segment."""
+        return split_segment(self.ledger.read_segment(key))[0]
 
     def _restore_if_needed(self) -> bool:
         """Whether it restored: not where every chunk is committed, for then none will be decided."""
@@ -101,8 +111,9 @@ class InOrderDedup:
             self.restored.set_result(True)
 
     def _restore(self) -> None:
-        """Index of the held-out documents and of every chunk decided before, from durable segments."""
+        """Index of held-out and sealed documents and of every chunk decided before, from durable segments."""
         self.index.insert(np.array([held_out_position(i) for i in range(len(self.held_out))], np.int64), self.held_out)
+        sealed.insert_sealed(self.index, sealed.freeze(self.plan.config.dedup, self.ledger.root))
         for part in self.ledger.segment_log.paged_index():
             self._take(part)
         self._catch_up()
@@ -134,17 +145,9 @@ class InOrderDedup:
                 "the order is broken and nothing of it was trained on"
             )
         decided = self.index.decide(document_positions(key, len(sketches)), sketches)
-        decisions = pa.table(
-            [
-                pa.array(decided.kept, pa.bool_()),
-                pa.array(list(decided.reasons), pa.string()),
-                pa.array(decided.duplicate_of, pa.int64()),
-                pa.array(decided.similarity, pa.float32()),
-            ],
-            schema=DECISIONS,
-        )
+        decisions = decisions_table(decided)
         meta = {"last": last, "read": read, "dead": dead}
-        data = self.ledger.write_segment(key, join_segment(decisions, sketches.select(decided.kept), meta))
+        data = self.ledger.write_segment(key, join_segment(decisions, decided.entries, meta))
         self.progress.advance(key, last, read, dead)
         self.pager.add(key, last, data)
         self._check_dead_letter_share()
@@ -158,6 +161,20 @@ class InOrderDedup:
                 f"allowed {allowed:.1%}); {self.ledger.root.uri}/dead_letters lists each with its reason. Mend the "
                 "shards, or raise data.max_dead_letter_share if this is expected"
             )
+
+
+def decisions_table(decided: Decisions) -> pa.Table:
+    """DECISIONS of N documents, with REMOVED where dedup may edit."""
+    decisions = pa.table(
+        [
+            pa.array(decided.kept, pa.bool_()),
+            pa.array(list(decided.reasons), pa.string()),
+            pa.array(decided.duplicate_of, pa.int64()),
+            pa.array(decided.similarity, pa.float32()),
+        ],
+        schema=DECISIONS,
+    )
+    return decisions if decided.removed is None else decisions.append_column(REMOVED, decided.removed.to_array())
 
 
 def in_background(call: Callable[[], T]) -> Future[T]:

@@ -3,12 +3,13 @@
     <root>/segments/<unit>-<chunk>.arrow         one chunk
     <root>/segment_pages/<first>_<last>.arrow    PAGE_CHUNKS of them, or as many as reach PAGE_BYTES
 
-A single segment has one row per document: columns of DECISIONS and, null where it was dropped, its index entry. A page
-is two Arrow streams, one after the other: the index entries of kept documents (position, exact hash, MinHash, number of
-shingles), which are all that a restore reads, and the decisions of all documents. Restoring an index therefore reads
-O(position) bytes, in pages: 4 P + 28 bytes per kept document (1,052 with P = 256 permutations) and, measured, 16 to 21
-per document for its decision. In memory the index takes 1.7 to 2.1 KB per kept document (P = 256, 18 bands, measured
-with `DedupIndex.memory_bytes` at 20,000 to 200,000 documents). While it restores, a process holds one page more.
+A single segment has one row per document: columns of DECISIONS, where dedup may edit texts the byte ranges that leave
+them (REMOVED), and, null where it was dropped, its index entry. A page is two Arrow streams, one after the other: the
+index entries of kept documents, which are all that a restore reads, and the decisions of all documents. Restoring an
+index therefore reads O(position) bytes, in pages: per kept document 28 bytes and 4 per band, and with near-dup its odd
+sketch of 136 bytes and up (1 to 2 bits per shingle); with lines 8 bytes for each, with repeated spans 4 for each word;
+and, measured, 16 to 21 per document for its decision. What it takes in memory stands in `dedup.memory`. While it
+restores, a process holds one page more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pretrainer.data.dedup.dedup import Sketches, position
+from pretrainer.data.dedup.positions import position
+from pretrainer.data.dedup.ragged import Ragged
+from pretrainer.data.dedup.removal import remove_ranges
+from pretrainer.data.dedup.sketches import Sketches
 from pretrainer.data.ledger import pages
 from pretrainer.data.ledger.pages import ChunkEnd, ChunkKey, ChunkPages, read_many
 from pretrainer.schema import from_ipc, to_ipc
@@ -34,6 +38,22 @@ DECISIONS = pa.schema(
         ("similarity", pa.float32()),
     ]
 )
+
+REMOVED = "removed"
+"""Column of decisions where dedup may edit: large_list<int64>, first byte and end of each range, ascending."""
+
+
+def decision_columns(table: pa.Table) -> pa.Table:
+    """The decisions in a table that holds more."""
+    return table.select([name for name in (*DECISIONS.names, REMOVED) if name in table.column_names])
+
+
+def apply_decisions(docs: pa.Table, decisions: pa.Table) -> pa.Table:
+    """The documents (schema.DOCUMENTS) that dedup kept of those that came to it, with what it left of their texts."""
+    if REMOVED in decisions.column_names:
+        texts = remove_ranges(docs.column("text"), Ragged.from_column(decisions.column(REMOVED)))
+        docs = docs.set_column(docs.schema.get_field_index("text"), docs.schema.field("text"), texts)
+    return docs.filter(decisions.column("kept").combine_chunks())
 
 
 class SegmentInfo(NamedTuple):
@@ -87,10 +107,11 @@ def join_segment(decisions: pa.Table, kept: Sketches, meta: dict) -> pa.Table:
 
 def split_segment(stored: pa.Table) -> tuple[pa.Table, Sketches]:
     """(decisions, index entries of the kept documents) of a segment."""
-    entries = stored.filter(stored.column("kept")).drop_columns(DECISIONS.names)
+    decisions = decision_columns(stored)
+    entries = stored.filter(stored.column("kept")).drop_columns(decisions.column_names)
     entries = entries.rename_columns([n.removeprefix("entry_") for n in entries.column_names])
     entries = entries.replace_schema_metadata(stored.schema.metadata)
-    return stored.select(DECISIONS.names), Sketches.from_table(entries)
+    return decisions, Sketches.from_table(entries)
 
 
 def index_part(key: ChunkKey, stored: pa.Table) -> IndexPart:
@@ -110,7 +131,7 @@ def join_page(stored: Sequence[tuple[ChunkKey, pa.Table]]) -> bytes:
     )
     infos = json.dumps([part.segments[0] for part in parts]).encode()
     entries = entries.replace_schema_metadata({**(entries.schema.metadata or {}), b"segments": infos})
-    decisions = pa.concat_tables([table.select(DECISIONS.names).replace_schema_metadata() for _key, table in stored])
+    decisions = pa.concat_tables([decision_columns(table).replace_schema_metadata() for _key, table in stored])
     return to_ipc(entries) + to_ipc(decisions)
 
 
