@@ -20,6 +20,10 @@ Measured = tuple[dict[str, np.ndarray], pa.Table]
 """(measure -> [N] float64, the documents as they go on, still N of them)."""
 
 
+LABELS = ("language", "licence")
+"""Columns that stages fill."""
+
+
 class Stage(NamedTuple):
     """One name of config.STAGES may stand for several stages (the rules of a preset)."""
 
@@ -36,6 +40,7 @@ class Verdict(NamedTuple):
     stages: list[str | None]  # [N] name of that rule's stage
     kept: np.ndarray  # [N] bool; a document with a reason is kept where its stage only annotates
     measures: dict[str, np.ndarray]  # measure -> [N] float64, NaN where a document had left before
+    labels: dict[str, np.ndarray]  # column of LABELS -> [N] object, as it was when the document was seen last
 
 
 def run_stages(docs: pa.Table, stages: Sequence[Stage], annotate: Collection[str] = ()) -> Verdict:
@@ -43,11 +48,14 @@ def run_stages(docs: pa.Table, stages: Sequence[Stage], annotate: Collection[str
     count = docs.num_rows
     alive, reasons, names = np.arange(count), np.full(count, None, object), np.full(count, None, object)
     measures: dict[str, np.ndarray] = {}
+    labels = {name: _cells(docs, name).copy() for name in LABELS if name in docs.column_names}
     for stage in stages:
         found, docs = stage.measure(docs)
         for name, values in found.items():
             measures[name] = np.full(count, np.nan)
             measures[name][alive] = values
+        for name, cells in labels.items():
+            cells[alive] = _cells(docs, name)
         passed = np.ones(len(alive), bool)
         for rule in stage.rules:
             failed = passed & ~rule.passes(found[rule.measure])
@@ -57,7 +65,11 @@ def run_stages(docs: pa.Table, stages: Sequence[Stage], annotate: Collection[str
             alive, docs = alive[passed], docs.filter(pa.array(passed))
     kept = np.zeros(count, bool)
     kept[alive] = True
-    return Verdict(docs, reasons.tolist(), names.tolist(), kept, measures)
+    return Verdict(docs, reasons.tolist(), names.tolist(), kept, measures, labels)
+
+
+def _cells(docs: pa.Table, name: str) -> np.ndarray:
+    return docs.column(name).to_numpy()
 
 
 def text_stage(name: str, group: Group) -> Stage:
