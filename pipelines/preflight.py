@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipelines.cli import Cluster, cluster, running_cluster
 from pretrainer.config import Config
-from pretrainer.data.filters.filters import chosen_groups
+from pretrainer.data.curation import check_curation
 from pretrainer.data.mixture import make_mixture, mixing_weights
 from pretrainer.data.pipeline import data_cpus
 from pretrainer.data.readers.source import Manifest
@@ -55,8 +55,7 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
     """Raise a UserError for whatever can be seen to fail; returns the live manifest. `training`: it needs trainers."""
     run.check_writable()
     multiplier(config.train.schedule, 0, config.total_steps, config.train.warmup_steps, config.train.min_lr_ratio)
-    for source in config.data.sources:
-        chosen_groups(source.preset, source.rules, f"data.sources[{source.name}]")
+    check_curation(config.data)
     manifest = Manifest.build(config.data.sources)
     if run.is_local and cluster.nodes > 1 and not config.cluster.shared_storage:
         raise ConfigError(

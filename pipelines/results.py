@@ -30,7 +30,7 @@ from pretrainer.train.committed import committed_checkpoint
 
 log = logging.getLogger(__name__)
 
-DEDUP_REASONS = {"exact": ("duplicate_exact",), "near": ("duplicate_near",)}
+DEDUP_KINDS = ("exact", "near", "url", "sealed", "lines", "substring")
 
 
 def finish(session: Session, outcome: Outcome, console: Console) -> int:
@@ -121,7 +121,7 @@ def summarise(
             "dropped": dict(sorted(dropped.items())),
             "dead_letters": sum(c["dead_letters"] for c in by_source.values()),
         },
-        "dedup": {kind: sum(dropped[r] for r in reasons) for kind, reasons in DEDUP_REASONS.items()},
+        "dedup": {kind: dropped[f"duplicate_{kind}"] for kind in DEDUP_KINDS},
         "sources": by_source,
         "mixture": mixture(session, done),
         "time_to_first_step_s": first_step_s,

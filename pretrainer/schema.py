@@ -36,6 +36,7 @@ DOCUMENTS = pa.schema(
         ("text", pa.large_string()),
         ("url", pa.large_string()),  # "" where it has none
         ("language", pa.large_string()),  # as the source says or as it was identified, "" where neither
+        ("licence", pa.large_string()),  # SPDX id that the head of a code file names, ""
         ("scores", pa.list_(pa.float64())),  # of the columns that the source's limits name, NaN where there is none
     ]
 )

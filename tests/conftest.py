@@ -23,12 +23,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head node of this session's own, without authentication, with a dashboard and job server."""
-    keys = {
-        "AWS_ACCESS_KEY_ID": s3.ACCESS_KEY,
-        "AWS_SECRET_ACCESS_KEY": s3.SECRET_KEY,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    head = Head.start(tmp_path_factory.mktemp("ray"), cpus=4, **keys)
+    head = Head.start(tmp_path_factory.mktemp("ray"), cpus=4, **s3.credentials())
     yield head
     head.stop()
 

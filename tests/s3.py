@@ -13,6 +13,12 @@ ACCESS_KEY, SECRET_KEY = "AKIATESTTESTTESTTEST", "a-secret-for-tests"
 _numbers = itertools.count()
 
 
+def credentials() -> dict[str, str]:
+    """Environment of a process that may use the server."""
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    return {**keys, "AWS_EC2_METADATA_DISABLED": "true"}
+
+
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -26,9 +32,7 @@ def s3_endpoint() -> Iterator[str]:
 def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """URI of a new, empty bucket; the environment holds the credentials."""
     for name, value in {
-        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-        "AWS_EC2_METADATA_DISABLED": "true",
+        **credentials(),
         "AWS_CONFIG_FILE": "/nonexistent",
         "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
     }.items():

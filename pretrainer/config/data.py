@@ -28,7 +28,8 @@ class SourceConfig:
     name: str
     """Short name of the source, unique in the run; it appears in reports and in the audit log."""
     uris: tuple[str, ...] = ()
-    """Files, folders or globs: local paths, s3://, gs://, hf://, https://, or python-stdlib:// for the built-in one."""
+    """Files, folders or globs: local paths, s3://, gs://, hf://, https://, or python-stdlib:// for the built-in one;
+    paths+URI is a list of paths, as Common Crawl publishes them."""
     format: Literal["auto", "jsonl", "parquet", "text", "warc", "html", "wikipedia"] = "auto"
     """How shards are read; auto goes by the file name (.jsonl, .parquet, .warc, .wet, .html, *-pages-articles*.xml,
     else text; .gz, .zst, .lz4, .bz2 and .xz are opened)."""
@@ -286,6 +287,8 @@ class DataConfig:
     """At most this many tokens per source are evaluated on."""
     max_dead_letter_share: float = 0.05
     """The run stops when a larger share of a source's documents could not be read."""
+    max_shard_failures: int = 3
+    """Content that took its reader's process with it so often is read apart, and left out if that dies as well."""
     read_cpus: float = 0.25
     """CPUs that one reading or tokenizing task asks Ray for; fractions let data and trainers share few cores."""
     look_ahead_chunks: int = 32
@@ -331,6 +334,7 @@ class DataConfig:
             self.max_dead_letter_share,
             "use a number from 0 to 1",
         )
+        require(self.max_shard_failures >= 1, "data.max_shard_failures", self.max_shard_failures, "use 1 or more")
         require(0 < self.read_cpus, "data.read_cpus", self.read_cpus, "use a positive number of CPUs")
         require(self.look_ahead_chunks >= 2, "data.look_ahead_chunks", self.look_ahead_chunks, "use 2 or more")
 

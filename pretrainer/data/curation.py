@@ -19,30 +19,93 @@ from functools import lru_cache
 import pyarrow as pa
 
 from pretrainer.config import DataConfig
+from pretrainer.data.decontamination.stage import stages_of_run
 from pretrainer.data.filters.filters import chosen_groups
+from pretrainer.data.filters.language import check_language_config, language_stage
+from pretrainer.data.filters.licences import licence_stage
 from pretrainer.data.filters.normalise import normalise_texts
+from pretrainer.data.filters.pii import pii_stage
+from pretrainer.data.filters.score import score_stage
 from pretrainer.data.filters.stage import Stage, Verdict, run_stages, text_stage, with_texts
+from pretrainer.data.filters.toxicity import check_toxicity_config, toxicity_stage
+from pretrainer.data.filters.urls import check_url_config, url_stage
 from pretrainer.data.plan import SourcePlan
+from pretrainer.data.quality.classifier import quality_stage
+from pretrainer.data.quality.perplexity import perplexity_stage
 
 Builder = Callable[[SourcePlan], Sequence[Stage]]
 
 
+def _url(plan: SourcePlan) -> list[Stage]:
+    return [url_stage(plan.config.url, plan.resource)] if plan.config.url.is_on else []
+
+
+def _language(plan: SourcePlan) -> list[Stage]:
+    return [language_stage(plan.config.language)] if plan.config.language.keep else []
+
+
 def _rules(plan: SourcePlan) -> list[Stage]:
+    """The preset's groups; code says first under which licence it stands, for what is dropped as well."""
     where = f"data.sources[{plan.source.name}]"
-    return [text_stage("rules", group) for group in chosen_groups(plan.source.preset, plan.source.rules, where)]
+    groups = chosen_groups(plan.source.preset, plan.source.rules, where)
+    licence = [licence_stage()] if plan.source.preset == "code" else []
+    return [*licence, *(text_stage("rules", group) for group in groups)]
+
+
+def _score(plan: SourcePlan) -> list[Stage]:
+    return [score_stage(plan.source)] if plan.source.scores else []
+
+
+def _quality(plan: SourcePlan) -> list[Stage]:
+    return [quality_stage(plan.config.quality, plan.resource)] if plan.config.quality.model else []
+
+
+def _perplexity(plan: SourcePlan) -> list[Stage]:
+    return [perplexity_stage(plan.config.perplexity, plan.resource)] if plan.config.perplexity.model else []
 
 
 BEFORE_DEDUP: dict[str, Builder] = {
+    "url": _url,
+    "language": _language,
     "rules": _rules,
+    "score": _score,
+    "quality": _quality,
+    "perplexity": _perplexity,
 }
-AFTER_DEDUP: dict[str, Builder] = {}
+
+
+def _pii(plan: SourcePlan) -> list[Stage]:
+    return [pii_stage(plan.config.pii)] if plan.config.pii.is_on else []
+
+
+def _toxicity(plan: SourcePlan) -> list[Stage]:
+    return [toxicity_stage(plan.config.toxicity, plan.resource)] if plan.config.toxicity.is_on else []
+
+
+def _decontamination(plan: SourcePlan) -> list[Stage]:
+    return stages_of_run(plan.config.decontamination, plan.data_uri)
+
+
+AFTER_DEDUP: dict[str, Builder] = {
+    "pii": _pii,
+    "toxicity": _toxicity,
+    "decontamination": _decontamination,
+}
 
 
 def resource_uris(data: DataConfig) -> list[str]:
     """Every file that the config names for curation."""
-    url = data.url
     models = [uri for uri in (data.quality.model, data.perplexity.model) if uri]
-    return [*url.blocked_domains, *url.blocked_words, *url.soft_words, *models]
+    return [*data.url.files, *models, *data.toxicity.files]
+
+
+def check_curation(data: DataConfig) -> None:
+    """ConfigError for what can be seen to fail before a run begins."""
+    for source in data.sources:
+        chosen_groups(source.preset, source.rules, f"data.sources[{source.name}]")
+    check_url_config(data.url)
+    check_language_config(data.language)
+    check_toxicity_config(data.toxicity)
 
 
 def run_before_dedup(plan: SourcePlan, docs: pa.Table) -> Verdict:

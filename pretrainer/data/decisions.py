@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretrainer.data.dedup.dedup import held_out_index, split_position
+from pretrainer.data.dedup import sealed
+from pretrainer.data.dedup.dedup import NO_DUPLICATE
+from pretrainer.data.dedup.positions import held_out_index, is_sealed, split_position, split_sealed
 from pretrainer.data.filters.stage import Verdict
 from pretrainer.data.ledger.pages import ChunkKey
 from pretrainer.data.ledger.segments import split_segment
@@ -27,7 +29,10 @@ from pretrainer.storage import Store
 
 READ, DEDUP = "read", "dedup"
 """Stages beside those of config.STAGES."""
-COLUMNS = ("source", "shard", "row", "id", "url", "language", "kept", "stage", "reason", "duplicate_of", "similarity")
+COLUMNS = (
+    "source", "shard", "row", "id", "url", "language", "licence", "kept", "stage", "reason", "duplicate_of",
+    "similarity",
+)  # fmt: skip
 
 
 def record_read(
@@ -38,7 +43,7 @@ def record_read(
     columns = {
         "shard": paths.take(docs.column("shard")).combine_chunks(),
         **{name: docs.column(name).combine_chunks() for name in ("row", "id", "url")},
-        "language": _languages(docs, verdict),
+        **{name: pa.array(cells, pa.large_string()) for name, cells in verdict.labels.items()},
         "kept": pa.array(verdict.kept, pa.bool_()),
         "stage": pa.array(verdict.stages, pa.string()),
         "reason": pa.array(verdict.reasons, pa.string()),
@@ -69,12 +74,22 @@ def record_decisions(plan: SourcePlan, key: ChunkKey, verdict: Verdict) -> None:
     plan.ledger.root.create(f"decisions/{key.name}.parquet", _parquet(plan, rows, columns, verdict.measures, left))
 
 
-def document_name(plan: SourcePlan, position: int) -> str:
-    """Id of the document at a position of dedup's order, a held-out one included."""
-    if position < 0:
-        return held_out_ids(plan)[held_out_index(position)]
-    unit, chunk, number = split_position(position)
-    return _ids_before_dedup(plan, ChunkKey(unit, chunk))[number]
+def document_name(plan: SourcePlan, position: int) -> str | None:
+    """Id of the document at a position of dedup's order; None for a drop that repeats no single document."""
+    if position >= 0:
+        unit, chunk, number = split_position(position)
+        return _ids_before_dedup(plan, ChunkKey(unit, chunk))[number]
+    return name_outside(plan, position)
+
+
+def name_outside(plan: SourcePlan, position: int) -> str | None:
+    """The same for what is not of the stream: a held-out document, or a sealed one by its index and number in it."""
+    if position == NO_DUPLICATE:
+        return None
+    if is_sealed(position):
+        number, index = split_sealed(position)
+        return f"{sealed.freeze(plan.config.dedup, plan.ledger.root)[number].uri}#{index}"
+    return held_out_ids(plan)[held_out_index(position)]
 
 
 @lru_cache(maxsize=8)
@@ -92,13 +107,6 @@ def _ids_before_dedup(plan: SourcePlan, key: ChunkKey) -> list[str]:
 
 def _read_path(key: ChunkKey) -> str:
     return f"read/{key.name}.arrow"
-
-
-def _languages(docs: pa.Table, verdict: Verdict) -> pa.Array:
-    """What the source says; for kept documents what was identified, if a stage did so."""
-    languages = np.array(docs.column("language").to_pylist(), object)
-    languages[verdict.kept] = verdict.docs.column("language").to_pylist()
-    return pa.array(languages, pa.large_string())
 
 
 def _measures(measures: Mapping[str, np.ndarray]) -> dict[str, pa.Array]:

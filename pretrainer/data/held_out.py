@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,11 +37,25 @@ class HeldOut:
     unigram_bits_per_byte: float
 
 
-def hold_out(plan: SourcePlan) -> tuple[pa.Table, float]:
-    """(held-out documents, share of the bytes that filters keep) of a source, from its first chunks.
+BACKGROUND_BYTES = 8 * 2**20
+"""Text of each source that tells decontamination which phrases are common."""
 
-    The documents (schema.DOCUMENTS) are chosen by hash, without near-copies of each other.
-    """
+
+class Pilot(NamedTuple):
+    """What the first chunks of a source give."""
+
+    held: pa.Table  # schema.DOCUMENTS, held out: chosen by hash, without near-copies of each other
+    share: float  # of the bytes, that filters keep
+    background: pa.LargeStringArray  # texts that are not held out, chosen by hash, up to BACKGROUND_BYTES
+
+
+def hold_out(plan: SourcePlan) -> tuple[pa.Table, float]:
+    """(held-out documents, share of the bytes that filters keep) of a source; see `Pilot`."""
+    return run_pilot(plan)[:2]
+
+
+def run_pilot(plan: SourcePlan) -> Pilot:
+    """Read and filter the first chunks of a source and hold documents out; SourceError when nothing is kept."""
     units = [plan.place(p).unit for p in range(min(plan.config.held_out_chunks, plan.units))]
     chunks = ray.get([first_chunk.remote(plan, unit) for unit in units])
     docs = pa.concat_tables([docs for docs, _sketches, _report in chunks])
@@ -51,9 +66,16 @@ def hold_out(plan: SourcePlan) -> tuple[pa.Table, float]:
     chosen = np.flatnonzero(ranks < plan.config.held_out_share)
     chosen = chosen if len(chosen) else np.array([ranks.argmin()])
     chosen = chosen[np.argsort(ranks[chosen], kind="stable")]
+    background = _background(docs.column("text"), ranks.argsort(kind="stable")[len(chosen) :])
     kept = DedupIndex(plan.config.dedup).decide(np.arange(len(chosen), dtype=np.int64), sketches.select(chosen)).kept
     share = sum(pc.binary_length(docs.column("text")).to_pylist()) / sum(r.bytes_read for _d, _s, r in chunks)
-    return edit_held_out(plan, docs.take(chosen[kept])), min(1.0, share)
+    return Pilot(edit_held_out(plan, docs.take(chosen[kept])), min(1.0, share), background)
+
+
+def _background(texts: pa.ChunkedArray, order: np.ndarray) -> pa.LargeStringArray:
+    """The first texts in this order, as many as BACKGROUND_BYTES hold."""
+    sizes = pc.binary_length(texts).to_numpy()[order]
+    return texts.take(order[np.cumsum(sizes) <= BACKGROUND_BYTES]).combine_chunks()
 
 
 @ray.remote(num_cpus=1)
@@ -95,7 +117,7 @@ def freeze_held_out(plans: Sequence[SourcePlan], held: Sequence[pa.Table], data:
 
 
 def _write_held_out(plan: SourcePlan, docs: pa.Table, data: Store) -> HeldOut:
-    sketches = signatures(docs.column("text").combine_chunks(), plan.config.dedup)
+    sketches = signatures(docs.column("text"), plan.config.dedup, docs.column("url"))
     data.create(f"held_out/{plan.source.name}.sketches.arrow", to_ipc(sketches.to_table()))
     data.create(f"held_out/{plan.source.name}.documents.arrow", to_ipc(docs))
     tokenized = tokenize_documents(plan, docs)

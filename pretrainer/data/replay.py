@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.dedup.in_order import InOrderDedup
+from pretrainer.data.dedup.sealed import FROZEN as SEALED
 from pretrainer.data.ledger.lines import open_line
 from pretrainer.data.packing.packer import PackWindows
 from pretrainer.data.plan import SourcePlan
@@ -25,14 +26,23 @@ from pretrainer.storage import Store
 
 
 def fresh_plans(plans: Sequence[SourcePlan], folder: Store) -> list[SourcePlan]:
-    """The same plans over an empty data folder that holds the run's frozen prologue and nothing else."""
+    """The same plans over an empty data folder that holds what the run was given or has frozen, and nothing else."""
     data = Store(plans[0].data_uri)
     tokenizer = "tokenizer.model" if data.exists("tokenizer.model") else "tokenizer.json"
-    sketches = [f"held_out/{plan.source.name}.sketches.arrow" for plan in plans]
-    resources = [path for path, _size, _version in data.list("resources")]
-    for name in ("manifest.arrow", tokenizer, *sketches, *resources):
+    frozen = [path for name in ("resources", "held_out", "decontamination") for path, *_ in data.list(name)]
+    for name in ("manifest.arrow", tokenizer, *frozen):
         folder.create(name, data.read(name))
-    return [replace(plan, data_uri=folder.uri) for plan in plans]
+    fresh = [replace(plan, data_uri=folder.uri) for plan in plans]
+    for old, new in zip(plans, fresh, strict=True):
+        for path in _verdicts(old.ledger.root):
+            new.ledger.root.create(path, old.ledger.root.read(path))
+    return fresh
+
+
+def _verdicts(ledger: Store) -> list[str]:
+    """What of a ledger counts as input: which sealed indexes it was begun with, and which content is quarantined."""
+    stops = [path for path, *_ in ledger.list("quarantine") if "/stop-" in path]
+    return stops + ([SEALED] if ledger.exists(SEALED) else [])
 
 
 def source_blocks(plan: SourcePlan, first_block: int) -> Iterator[Batch]:

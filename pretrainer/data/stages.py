@@ -7,7 +7,7 @@ through curation), `tokens` (a committed chunk read back) or `unit` (a unit of a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -19,9 +19,10 @@ from pretrainer.data.dedup.dedup import Sketches, signatures
 from pretrainer.data.filters.stage import Verdict
 from pretrainer.data.ledger.pages import ChunkKey
 from pretrainer.data.plan import Place, SourcePlan
-from pretrainer.data.readers.formats import read_unit
-from pretrainer.data.readers.reading import BEGINNING, Resume
-from pretrainer.errors import StreamError
+from pretrainer.data.quarantine import Quarantine, probe_unit
+from pretrainer.data.readers.formats import Watch, read_unit, unwatched
+from pretrainer.data.readers.reading import BEGINNING, Resume, Stop
+from pretrainer.errors import PretrainerError, StreamError
 from pretrainer.schema import TOKENIZED, ChunkReport, DeadLetter, from_ipc, to_ipc
 
 CHUNK_ROW = pa.schema(
@@ -122,28 +123,56 @@ def read_chunks(
         first = committed_chunks if place.curated_at == committed_units else 0
         for key in (ChunkKey(place.curated_at, chunk) for chunk in range(first)):
             yield chunk_row(position, key, False, "tokens", docs=plan.ledger.read_tokens(key)[0])
-        for chunk, (docs, report, last) in enumerate(_chunks_from(plan, place, first), first):
-            key = ChunkKey(place.curated_at, chunk)
-            kept, sketches = curate_chunk(plan, docs, report, key)
+        for key, last, report, kept, sketches in _fresh_chunks(plan, place, first):
             yield chunk_row(position, key, last, "fresh", report, kept, sketches)
 
 
-def _chunks_from(plan: SourcePlan, place: Place, first: int) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
-    """The chunks of a unit behind its `first` committed ones, whose last record says where to go on."""
-    if first == 0:
-        return raw_chunks(plan, place.unit)
-    record = plan.ledger.record(ChunkKey(place.curated_at, first - 1))
+Curated = tuple[ChunkKey, bool, ChunkReport, pa.Table, Sketches]
+
+
+def _fresh_chunks(plan: SourcePlan, place: Place, chunk: int) -> Iterator[Curated]:
+    """The chunks of a unit from number `chunk` on, read and curated; what kills its reader is left out."""
+    quarantine, resume = Quarantine(plan.ledger, place.curated_at), _resume(plan, place, chunk)
+    if quarantine.is_suspect(plan.config.max_shard_failures):
+        quarantine.add_if(probe_unit(plan, place.unit, quarantine.stops))
+    quarantine.begin()
+    while True:
+        try:
+            for docs, report, last in raw_chunks(plan, place.unit, chunk, resume, quarantine.stops):
+                key = ChunkKey(place.curated_at, chunk)
+                yield key, last, report, *curate_chunk(plan, docs, report, key)
+                chunk, resume = chunk + 1, Resume(**report.next) if report.next else resume
+            return quarantine.end()
+        except PretrainerError:
+            raise
+        except Exception:  # of content, perhaps: the probe finds out
+            if not quarantine.add_if(probe_unit(plan, place.unit, quarantine.stops)):
+                raise
+
+
+def _resume(plan: SourcePlan, place: Place, chunk: int) -> Resume:
+    """Where to read on behind the committed chunks of a unit: their last record says it."""
+    if chunk == 0:
+        return BEGINNING
+    record = plan.ledger.record(ChunkKey(place.curated_at, chunk - 1))
     assert record is not None and record.next is not None
-    return raw_chunks(plan, place.unit, first, Resume(**record.next))
+    return Resume(**record.next)
 
 
 def raw_chunks(
-    plan: SourcePlan, unit: int, first_chunk: int = 0, resume: Resume = BEGINNING
+    plan: SourcePlan,
+    unit: int,
+    first_chunk: int = 0,
+    resume: Resume = BEGINNING,
+    stops: Sequence[Stop] = (),
+    watch: Watch = unwatched,
 ) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
-    """(documents, report, last) of the chunks of a unit, as the reader gives them."""
-    pieces, config = plan.unit_plan.pieces(unit), plan.config
-    limits = (config.chunk_bytes, config.max_document_bytes)
-    return read_unit(pieces, plan.source, *limits, first_chunk=first_chunk, resume=resume)
+    """(documents, report, last) of the chunks of a unit, as the reader gives them; see `readers.formats.read_unit`."""
+    config = plan.config
+    return read_unit(
+        plan.unit_plan.pieces(unit), plan.source, config.chunk_bytes, config.max_document_bytes,
+        first_chunk=first_chunk, resume=resume, extract=config.extract, stops=stops, watch=watch,
+    )  # fmt: skip
 
 
 def curate_chunk(
@@ -157,7 +186,8 @@ def curate_chunk(
     if key is not None and plan.config.decisions:
         record_read(plan, key, docs, verdict, report.dead_letters)
     count_drops(verdict, report)
-    return verdict.docs, signatures(verdict.docs.column("text"), plan.config.dedup)
+    docs = verdict.docs
+    return docs, signatures(docs.column("text"), plan.config.dedup, docs.column("url"))
 
 
 def finish_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport, key: ChunkKey) -> pa.Table:

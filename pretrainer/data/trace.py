@@ -16,17 +16,18 @@ import numpy as np
 import pyarrow as pa
 
 from pretrainer.data.curation import run_after_dedup, run_before_dedup
-from pretrainer.data.dedup.dedup import held_out_index, split_position
-from pretrainer.data.dedup.in_order import split_segment
+from pretrainer.data.decisions import held_out_ids, name_outside
+from pretrainer.data.dedup.positions import split_position
 from pretrainer.data.filters.stage import Verdict
 from pretrainer.data.ledger.ledger import ChunkKey
+from pretrainer.data.ledger.segments import apply_decisions, split_segment
 from pretrainer.data.ledger.windows import Window
 from pretrainer.data.packing.packer import At, next_chunk, pack_tables, pad_epoch_end
 from pretrainer.data.packing.packing import PackedRow, slot_block
 from pretrainer.data.plan import SourcePlan, load_manifest
+from pretrainer.data.quarantine import Quarantine
 from pretrainer.data.stages import raw_chunks
-from pretrainer.schema import Batch, from_ipc
-from pretrainer.storage import Store
+from pretrainer.schema import Batch, ChunkReport
 
 
 @dataclass(frozen=True)
@@ -166,29 +167,33 @@ def find_dropped(plan: SourcePlan, wanted: str, exact: bool) -> Iterator[NotTrai
         place = f"{letter.shard}#{letter.row}"
         if matches(place, wanted, exact):
             yield NotTrained(name, place, f"dead letter: {letter.reason} ({letter.detail})")
-    held = from_ipc(Store(plan.data_uri).read(f"held_out/{name}.documents.arrow")).column("id").to_pylist()
+    held = held_out_ids(plan)
     yield from (NotTrained(name, i, "held out for validation") for i in held if matches(i, wanted, exact))
     committed = {ChunkKey(r.unit, r.chunk) for r in plan.ledger.records()}
     for unit in sorted({key.unit for key in committed}):
-        for chunk, (docs, _report, _last) in enumerate(raw_chunks(plan, plan.place(unit).unit)):
+        for chunk, (docs, _report, _last) in enumerate(_raw_chunks(plan, unit)):
             key = ChunkKey(unit, chunk)
             names = docs.column("id").to_pylist()
             if key in committed and any(matches(n, wanted, exact) for n in names):
-                found = (d for d in drops(plan, key, docs, held) if matches(d.document, wanted, exact))
+                found = (d for d in drops(plan, key, docs) if matches(d.document, wanted, exact))
                 yield from (d for d in found if d.document not in held)
             yield None
 
 
-def drops(plan: SourcePlan, key: ChunkKey, docs: pa.Table, held_out: list[str]) -> Iterator[NotTrained]:
+def _raw_chunks(plan: SourcePlan, curated_at: int) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
+    return raw_chunks(plan, plan.place(curated_at).unit, stops=Quarantine(plan.ledger, curated_at).stops)
+
+
+def drops(plan: SourcePlan, key: ChunkKey, docs: pa.Table) -> Iterator[NotTrained]:
     """Every document of a chunk that was dropped, with the filter's reason or the recorded decision of dedup."""
     verdict, source = run_before_dedup(plan, docs), plan.source.name
     yield from _dropped(source, docs, verdict)
     decisions = split_segment(plan.ledger.read_segment(key))[0]
     for name, decided in zip(verdict.docs.column("id").to_pylist(), decisions.to_pylist(), strict=True):
         if not decided["kept"]:
-            earlier = _document_at(plan, decided["duplicate_of"], held_out)
+            earlier = _document_at(plan, decided["duplicate_of"])
             yield NotTrained(source, name, decided["reason"], earlier, decided["similarity"])
-    unique = verdict.docs.filter(decisions.column("kept"))
+    unique = apply_decisions(verdict.docs, decisions)
     yield from _dropped(source, unique, run_after_dedup(plan, unique))
 
 
@@ -198,10 +203,10 @@ def _dropped(source: str, docs: pa.Table, verdict: Verdict) -> Iterator[NotTrain
             yield NotTrained(source, name, reason)
 
 
-def _document_at(plan: SourcePlan, position: int, held_out: list[str]) -> str:
-    """Id of the document at a position of dedup's order: a held-out one, or one that came before dedup."""
+def _document_at(plan: SourcePlan, position: int) -> str | None:
+    """Id of the document at a position of dedup's order, None for a drop that repeats no single one."""
     if position < 0:
-        return held_out[held_out_index(position)]
+        return name_outside(plan, position)
     unit, chunk, number = split_position(position)
-    docs, _report, _last = next(islice(raw_chunks(plan, plan.place(unit).unit), chunk, None))
+    docs, _report, _last = next(islice(_raw_chunks(plan, unit), chunk, None))
     return str(run_before_dedup(plan, docs).docs.column("id")[number].as_py())

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pretrainer.config import DataConfig, DedupConfig, SourceConfig
 from pretrainer.data import stages
+from pretrainer.data.decontamination.freeze import freeze_decontamination
 from pretrainer.data.dedup.dedup import signatures
 from pretrainer.data.dedup.in_order import InOrderDedup
 from pretrainer.data.packing.packer import PackWindows
@@ -21,7 +22,7 @@ from pretrainer.data.plan import SourcePlan
 from pretrainer.data.readers.source import Manifest
 from pretrainer.data.readers.units import UnitPlan
 from pretrainer.data.tokenizer.train import train_tokenizer
-from pretrainer.schema import to_ipc
+from pretrainer.schema import DOCUMENTS, to_ipc
 from pretrainer.storage import Store
 
 DEDUP = DedupConfig(permutations=128, bands=8, rows_per_band=4)
@@ -71,6 +72,7 @@ def make_plan(
     manifest = Manifest.build(config.sources)
     run_data.create("manifest.arrow", manifest.to_bytes())
     run_data.create("tokenizer.model", small_tokenizer())
+    freeze_decontamination(config, [DOCUMENTS.empty_table()], [], run_data)
     return SourcePlan(0, run_data.uri, config, "c", "p", len(UnitPlan(manifest, 0, config.chunk_bytes)))
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pretrainer.data import stages
+from pretrainer.data.decontamination.freeze import index_path
 from pretrainer.data.dedup.in_order import InOrderDedup
 from pretrainer.data.filters.filters import judge
 from pretrainer.data.held_out import _held_out_rows
@@ -136,9 +137,14 @@ def test_resume_in_the_middle_of_curation(tmp_path: Path, trained: float) -> Non
 
 
 def objects(plan: SourcePlan) -> dict[str, bytes]:
-    """Everything in the data folder of a run."""
+    """Everything in the data folder of a run, but for the marks of processes that were killed."""
     data = Store(plan.data_uri)
-    return {entry.path: data.read(entry.path) for entry in data.list()}
+    return {entry.path: data.read(entry.path) for entry in data.list() if not is_mark(entry.path)}
+
+
+def is_mark(path: str) -> bool:
+    """Whether an object only says that a process began to read a unit (`data.quarantine`)."""
+    return "/try-" in path
 
 
 class Killed(BaseException):
@@ -150,7 +156,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, objects: int) -> None:
     left, create = [objects], Store.create
 
     def dying(store: Store, path: str, data: bytes) -> bool:
-        left[0] -= 1
+        left[0] -= not is_mark(path)
         if left[0] < 0:
             raise Killed
         return create(store, path, data)
@@ -159,9 +165,9 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, objects: int) -> None:
 
 
 def copy_of(plan: SourcePlan, folder: Path) -> SourcePlan:
-    """The same plan before its first start: corpus, manifest and tokenizer alone."""
+    """The same plan before its first start: corpus and what is frozen in front of it alone."""
     data = Store(str(folder))
-    for name in ("manifest.arrow", "tokenizer.model"):
+    for name in ("manifest.arrow", "tokenizer.model", index_path(plan.config.decontamination)):
         data.create(name, Store(plan.data_uri).read(name))
     return replace(plan, data_uri=data.uri)
 
@@ -390,7 +396,7 @@ def test_records_are_written_in_the_order_that_a_crash_needs(tmp_path: Path, mon
     create = Store.create
     monkeypatch.setattr(Store, "create", lambda self, path, data: (names.append(path), create(self, path, data))[1])
     rows = curated(plan, range(plan.units))
-    folders = [name.split("/")[0] for name in names]
+    folders = [name.split("/")[0] for name in names if not is_mark(name)]
     assert folders == ["segments", "tokens", "chunks"] * len(rows)
     monkeypatch.undo()
     monkeypatch.setattr(Store, "create", lambda *_args: (_ for _ in ()).throw(StorageError("full")))

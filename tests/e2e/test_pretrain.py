@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests import faulty_s3
+from tests import faulty_s3, s3
 from tests.e2e.head import Head, Result, corpus, pipeline, tiny_config, two_sources
 
 
@@ -48,7 +48,7 @@ def test_summary_has_what_scripts_rely_on(reference: Result) -> None:
     assert summary["val_loss"] < 6.4 and summary["perplexity"] > 1  # ln 600 = 6.397
     assert summary["world_sizes"] == [2] and summary["restarts"] == 0
     assert len(summary["order_digest"]) == 64 and summary["time_to_first_step_s"] > 0
-    assert summary["documents"]["kept"] > 0 and set(summary["dedup"]) == {"exact", "near"}
+    assert summary["documents"]["kept"] > 0 and {"exact", "near"} < set(summary["dedup"])
     for name in ("tokens_per_s", "data_wait_fraction", "wall_s", "train_loss", "val_bits_per_byte", "parameters"):
         assert summary[name] is not None
     assert Path(summary["checkpoint"]).is_dir() and (Path(summary["export"]) / "model.safetensors").exists()
@@ -80,7 +80,7 @@ def test_source_at_its_end_stops_clearly_and_every_document_is_accounted_for(hea
     documents, dropped = summary["documents"], summary["documents"]["dropped"]
     assert summary["status"] == "stopped" and 0 < summary["steps"] < 38
     assert documents["read"] == 81 and documents["dead_letters"] == 1
-    assert summary["dedup"] == {"exact": 1, "near": 1}
+    assert {kind: count for kind, count in summary["dedup"].items() if count} == {"exact": 1, "near": 1}
     assert documents["kept"] + sum(dropped.values()) + 1 == 81
     letters = list((tmp_path / "runs/tiny").glob("data/ledger/all-*/dead_letters/*.jsonl"))
     letter = json.loads(letters[0].read_text())
@@ -183,20 +183,24 @@ def two_raylets() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def test_two_raylets_train_the_same_batches(two_raylets: Cluster, config: Path, reference: Result) -> None:
+def test_two_raylets_on_s3_with_one_worker_train_the_same_batches(
+    two_raylets: Cluster, config: Path, reference: Result, s3_uri: str, tmp_path: Path
+) -> None:
+    """Input and run folder on S3 over HTTP; Ray workers get the endpoint from the URI, credentials by runtime_env."""
     env = {"RAY_ADDRESS": two_raylets.address, "RAY_AUTH_MODE": "disabled"}
     refused = pipeline("pretrain", "--config", str(config), "run.name=raylets", env=env)
     assert refused.code == 2 and "2 nodes" in refused.err and "object store" in refused.err
+    train_on_s3({**env, **s3.credentials()}, config, reference, s3_uri, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_raylets_with_a_shared_folder_train_the_same_batches(
+    two_raylets: Cluster, config: Path, reference: Result
+) -> None:
+    env = {"RAY_ADDRESS": two_raylets.address, "RAY_AUTH_MODE": "disabled"}
     result = pipeline("pretrain", "--config", str(config), "run.name=raylets", "cluster.shared_storage=true", env=env)
     assert result.code == 0, result.out + result.err
     assert result.summary["order_digest"] == reference.summary["order_digest"]
-
-
-def test_s3_and_one_worker_train_the_same_batches(
-    head: Head, config: Path, reference: Result, s3_uri: str, tmp_path: Path
-) -> None:
-    """Input and run folder on S3 over HTTP; Ray workers get the endpoint from the URI, credentials by runtime_env."""
-    train_on_s3(head, config, reference, s3_uri, tmp_path)
 
 
 @pytest.mark.slow
@@ -205,11 +209,11 @@ def test_s3_with_errors_trains_the_same_batches(
 ) -> None:
     """Of every 11 requests one is answered 503, reset, cut off in the middle or held back for 3 s."""
     with faulty_s3.faulty(s3_endpoint) as (endpoint, faults):
-        train_on_s3(head, config, reference, s3_uri.replace(s3_endpoint, endpoint), tmp_path)
+        train_on_s3(head.env, config, reference, s3_uri.replace(s3_endpoint, endpoint), tmp_path)
     assert all(faults[kind] >= 3 for kind in faulty_s3.Proxy.faults), faults
 
 
-def train_on_s3(head: Head, config: Path, reference: Result, s3_uri: str, tmp_path: Path) -> None:
+def train_on_s3(env: dict[str, str], config: Path, reference: Result, s3_uri: str, tmp_path: Path) -> None:
     from pretrainer.storage import Store
 
     store = Store(s3_uri)
@@ -224,7 +228,7 @@ def train_on_s3(head: Head, config: Path, reference: Result, s3_uri: str, tmp_pa
         "pretrain", "--config", str(config), "run.name=on-s3", "train.num_workers=1",
         f"run.storage={base}/runs?{query}",
         f"data.sources.0.uris={json.dumps(uris['early'])}", f"data.sources.1.uris={json.dumps(uris['late'])}",
-        env={**head.env, "HOME": str(tmp_path)},  # for runs on S3 the default tracker is in the home folder
+        env={**env, "HOME": str(tmp_path)},  # for runs on S3 the default tracker is in the home folder
     )
     assert result.code == 0, result.out + result.err
     summary = json.loads(Store(result.out.strip().splitlines()[-1]).read())

@@ -6,8 +6,8 @@ of the block size of storage, and a decompression bomb costs no memory here. Les
 corrupt place are lost, because a decompressor drops the output of the call that fails.
 
 Reading may begin at a **member** (of gzip; a stream of bz2 or xz): files of bgzip, pigz -i, pbzip2 or pixz, and joined
-files, have many, and `MemberStarts` tells where they begin. zstd files are read from their first byte: Arrow's stream
-does not show its frames, and most files have only one.
+files, have many, and `MemberStarts` tells where they begin. zstd and lz4 files are read from their first byte: Arrow's
+stream does not show their frames, and most files have only one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pyarrow as pa
 
 FEED_BYTES = 1024
 OUTPUT_BYTES = 4096
+ARROW_STREAMS = ("zstd", "lz4")
 XZ_MEMORY_BYTES = 512 * 2**20
 """xz -9 needs 65 MiB; a header may ask for 4 GiB."""
 
@@ -96,13 +97,13 @@ def decompressed(
 ) -> Iterator[bytes]:
     """Decompressed bytes of a shard in pieces of any size; CorruptStreamError where it is damaged or ends too soon.
 
-    `compression` is gzip, zstd, bz2, xz or None (the blocks as they are). A file of no bytes is damaged. `blocks`
+    `compression` is gzip, zstd, lz4, bz2, xz or None (the blocks as they are). A file of no bytes is damaged. `blocks`
     begin at the last of `starts`, a member, which makes no difference to what follows; members are added to it.
     """
     if compression is None:
         return blocks
-    if compression == "zstd":
-        return _zstd(blocks)
+    if compression in ARROW_STREAMS:
+        return _arrow(blocks, compression)
     passed = (starts or MemberStarts()).passed
     return _members(_slices(blocks, passed[-1].address), MEMBERS[compression], passed)
 
@@ -187,17 +188,17 @@ class _BlockFile(io.RawIOBase):
         return data
 
 
-def _zstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _arrow(blocks: Iterator[bytes], compression: str) -> Iterator[bytes]:
     """Through pyarrow: it bounds the output and notices a truncated frame, which the zstandard package does not."""
     source = _BlockFile(blocks)
-    stream = pa.CompressedInputStream(pa.PythonFile(source, mode="r"), "zstd")
-    while piece := _read_zstd(stream):
+    stream = pa.CompressedInputStream(pa.PythonFile(source, mode="r"), compression)
+    while piece := _read_arrow(stream):
         yield piece
     if source.total == 0:
         raise CorruptStreamError("the compressed stream ends too soon")
 
 
-def _read_zstd(stream: pa.CompressedInputStream) -> bytes:
+def _read_arrow(stream: pa.CompressedInputStream) -> bytes:
     try:
         return stream.read(OUTPUT_BYTES)
     except OSError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pretrainer.config import SourceConfig
+from pretrainer.config import ExtractConfig, SourceConfig
 from pretrainer.data.readers.decompress import MemberStarts, Start, decompressed, skipped
 from pretrainer.data.readers.units import Piece, shard_format
 from pretrainer.errors import SourceError
@@ -18,10 +18,11 @@ NEWLINE = b"\n"
 
 
 class Record(NamedTuple):
-    """One record or dead letter (text None, reason set) as a reader gives it.
+    """One record, dead letter (text None, reason set) or counted drop (`is_dropped` as well) as a reader gives it.
 
-    `start` places it in the unit (decompressed bytes); `size` is the bytes it took, `row` its number in the shard.
-    `offset` is its place in its piece where `start` is only a nominal one.
+    A dead letter could not be read; a drop could, and is nothing to train on. `start` places it in the unit
+    (decompressed bytes); `size` is the bytes it took, `row` its number in the shard. `offset` is its place in its piece
+    where `start` is only a nominal one.
     """
 
     start: int
@@ -35,6 +36,16 @@ class Record(NamedTuple):
     url: str = ""
     language: str = ""
     scores: tuple[float, ...] = ()
+    is_dropped: bool = False
+
+
+class Stop(NamedTuple):
+    """A verdict of `data.quarantine`: of a piece the record `row` is left out, or (`is_rest`) all that is behind it."""
+
+    piece: int
+    row: int
+    is_rest: bool
+    cause: str
 
 
 class Resume(NamedTuple):
@@ -64,6 +75,7 @@ class Reading:
     max_document_bytes: int
     block_bytes: int
     resume: Resume
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
     starts: MemberStarts = field(default_factory=MemberStarts)
 
     def __post_init__(self) -> None:
@@ -104,6 +116,12 @@ class Reading:
                               "put the old object back, or begin a new run")
         return file
 
+    def content(self, file: RetryingFile) -> Iterator[bytes]:
+        """Bytes of a piece from `resume` on, compressed or not; CorruptStreamError where it is damaged."""
+        if self.compression is None:
+            return file.blocks(self.resume.offset, None, self.block_bytes)
+        return self.decompressed(file)
+
     def decompressed(self, file: RetryingFile) -> Iterator[bytes]:
         """Bytes of a compressed piece from `resume` on; CorruptStreamError where it is damaged."""
         blocks = file.blocks(self.resume.address, None, self.block_bytes)
@@ -114,6 +132,9 @@ class Reading:
 
     def refused(self, start: int, size: int, row: int, reason: str, detail: str) -> Record:
         return Record(self.base + start, size, row, None, None, reason, detail)
+
+    def dropped(self, start: int, size: int, row: int, reason: str) -> Record:
+        return Record(self.base + start, size, row, None, None, reason, is_dropped=True)
 
     def document(self, start: int, row: int, data: bytes, size: int | None = None) -> Record:
         """The record of one text, or its dead letter."""
@@ -147,7 +168,12 @@ def plain_text(value: object) -> str:
 
 def number(value: object) -> float:
     """A cell of a score column; NaN where it is no number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # JSON's integers have no limit
+        return math.nan
 
 
 def document_id(value: object, default: str) -> str:

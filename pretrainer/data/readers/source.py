@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pretrainer.config import SourceConfig
+from pretrainer.data.readers import path_list
 from pretrainer.data.readers.units import Permutation, Piece, UnitPlan, order_key, permute
 from pretrainer.errors import SourceError
 from pretrainer.schema import from_ipc, to_ipc
@@ -55,9 +56,10 @@ def list_shards(source: SourceConfig) -> list[Shard]:
     """The shards of a source, by URI in the order given and sorted by path below each.
 
     A URI is a file, a folder (read recursively; names beginning with '.' or '_' are skipped, files and folders
-    alike), a glob (`*`, `?`, `[…]` within a name, `**` across folders; names beginning with '.' are skipped) or
-    python-stdlib:// (the interpreter's standard library without installed packages). `include` keeps suffixes,
-    `max_bytes` whole shards until the next one would pass it, but at least one. SourceError if nothing is left.
+    alike), a glob (`*`, `?`, `[…]` within a name, `**` across folders; names beginning with '.' are skipped),
+    python-stdlib:// (the interpreter's standard library without installed packages) or a list of paths, see
+    `path_list`. `include` keeps suffixes, `max_bytes` whole shards until the next one would pass it, but at least one.
+    SourceError if nothing is left.
     """
     shards = [shard for uri in source.uris for shard in _shards_at(uri, source)]
     _refuse_repeats(source.name, shards)
@@ -76,8 +78,11 @@ def _refuse_repeats(source: str, shards: Sequence[Shard]) -> None:
 
 
 def _shards_at(uri: str, source: SourceConfig) -> list[Shard]:
-    root, entries = _found(uri)
     include = source.include or (STDLIB_SUFFIXES if uri.startswith(STDLIB_URI) else ())
+    if uri.startswith(path_list.SCHEME):
+        root, entries = path_list.listed_shards(uri, include, source.max_bytes)
+    else:
+        root, entries = _found(uri)
     kept = [entry for entry in entries if not include or entry.path.endswith(tuple(include))]
     if not kept:
         raise SourceError(_nothing_found(uri, source, include, entries))
@@ -154,6 +159,8 @@ def _capped(shards: Sequence[Shard], max_bytes: int | None) -> list[Shard]:
 
 def _nothing_found(uri: str, source: SourceConfig, include: Sequence[str], entries: Sequence[Entry]) -> str:
     where = f"source {source.name}: nothing to read at {redact(uri)}"
+    if uri.startswith(path_list.SCHEME):
+        return f"{where}: the list names no path that ends in {', '.join(include) or 'anything'}: mend it, or `include`"
     if entries:
         example = ", ".join(entry.path for entry in sorted(entries)[:3])
         return (f"{where}: none of its {len(entries):,} files ends in {', '.join(include)} (there are {example}): "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +18,13 @@ import pyarrow as pa
 
 from pretrainer.errors import SourceError
 
-COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2", "xz": "xz"}
-FORMATS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "parquet": "parquet", "pq": "parquet"}
+COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "lz4": "lz4", "bz2": "bz2", "xz": "xz"}
+FORMATS = {
+    "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "parquet": "parquet", "pq": "parquet",
+    "warc": "warc", "wet": "warc", "html": "html", "htm": "html",
+}  # fmt: skip
+WIKIPEDIA_NAME = re.compile(r"-pages-(?:articles|meta-current)[^/]*\.xml[^/]*$")
+"""Dumps of MediaWiki are called enwiki-20240101-pages-articles-multistream1.xml-p1p41242.bz2, for example."""
 SPLITTABLE = frozenset({"jsonl", "text"})
 MAX_SHARDS_PER_UNIT = 1000
 """Tiny files are opened one after the other, so bytes alone must not decide how many a task gets."""
@@ -27,7 +33,9 @@ _MASK = 2**64 - 1
 
 
 def shard_format(path: str, configured: str) -> tuple[str, str | None]:
-    """(format, compression or None) of a shard: jsonl, parquet or text, by its name where the config says auto."""
+    """(format, compression or None) of a shard: one of `formats.READERS`, by its name where the config says auto."""
+    if configured == "auto" and WIKIPEDIA_NAME.search(path):
+        configured = "wikipedia"
     found, compression = _by_suffixes(".".join(path.rsplit(".", 2)[1:]).lower(), configured)
     if found == "parquet" and compression:
         raise SourceError(f"shard {path}: parquet inside {compression} cannot be read: unpack it, it compresses itself")

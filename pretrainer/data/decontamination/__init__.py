@@ -1,0 +1,1 @@
+"""Evaluation texts are kept out of training: references, their index, and the stage that looks for them."""
