@@ -10,6 +10,8 @@ from typing import Literal
 from pipelines.cli import Cluster, cluster, running_cluster
 from pretrainer.config import Config
 from pretrainer.data.curation import check_curation
+from pretrainer.data.dedup.memory import bytes_per_document, refuse_if_too_large
+from pretrainer.data.dedup.sealed import survey
 from pretrainer.data.mixture import make_mixture, mixing_weights
 from pretrainer.data.pipeline import data_cpus
 from pretrainer.data.readers.source import Manifest
@@ -22,7 +24,7 @@ from pretrainer.model.flops import (
     memory_estimate_bytes,
 )
 from pretrainer.model.presets import parameter_count
-from pretrainer.storage import Store
+from pretrainer.storage import Store, redact
 from pretrainer.train.resize import useful_sizes
 from pretrainer.train.schedule import multiplier
 
@@ -62,6 +64,7 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
             f"run.storage={config.run.storage!r} is a folder of one machine and the cluster has {cluster.nodes} nodes: "
             "use an object store (s3://…, gs://…), or set cluster.shared_storage=true if all nodes mount this folder"
         )
+    _check_sealed(config, cluster)
     if training:
         _check_cpus(config, cluster)
         _check_exact(config, cluster)
@@ -85,6 +88,14 @@ def _check_cpus(config: Config, cluster: Cluster) -> None:
         )
 
 
+def _check_sealed(config: Config, cluster: Cluster) -> None:
+    """Sealed indexes must compare with the config and fit into a node, with every source's own copy of them."""
+    dedup = config.data.dedup
+    documents = sum(sealed.documents for sealed in survey(dedup))
+    if documents and not config.cluster.autoscaling:
+        refuse_if_too_large(dedup, documents * len(config.data.sources), cluster.node_memory_bytes)
+
+
 def _check_exact(config: Config, cluster: Cluster) -> None:
     """Replicas on CPU must fit into a node's memory; those on a GPU are checked by the worker, who can see it."""
     if not config.train.exact or config.cluster.autoscaling or uses_gpu(config, cluster):
@@ -102,7 +113,7 @@ def _check_length(config: Config, manifest: Manifest) -> None:
     for i, (source, size) in enumerate(zip(config.data.sources, sizes, strict=True)):
         wanted = config.total_steps * config.train.global_batch_tokens * mixture.shares[i] / mixture.cycle
         compressed = any(
-            shard.path.endswith((".gz", ".zst", ".bz2", ".xz", ".parquet")) for shard in manifest.shards(i)
+            shard.path.endswith((".gz", ".zst", ".lz4", ".bz2", ".xz", ".parquet")) for shard in manifest.shards(i)
         )
         if not compressed and wanted > size * source.max_epochs:
             raise ConfigError(
@@ -161,6 +172,13 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
             f"carries {BLOCKS_PER_S_OF_A_SPLIT} blocks/s = {BLOCKS_PER_S_OF_A_SPLIT * slot_tokens:,} tokens/s; "
             "raise data.slot_sequences if the trainers are faster",
         ),
+    ]
+    if data.dedup.near or data.dedup.exact:
+        each = bytes_per_document(data.dedup)
+        rows.append(("dedup index", f"about {each:,.0f} bytes for each document kept, in one process for each source"))
+    rows += [
+        ("sealed index", f"{sealed.documents:,} documents of {redact(sealed.uri)}, seen before those of every source")
+        for sealed in survey(data.dedup)
     ]
     for i, source in enumerate(data.sources):
         units = len(UnitPlan(manifest, i, data.chunk_bytes))

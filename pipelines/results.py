@@ -66,12 +66,13 @@ def document_counts(data: Frozen) -> dict[str, dict[str, Any]]:
     """By source: documents read, kept and dropped by reason, dead letters, tokens, packing and order, as committed."""
     lines = begun_plans(Store(data.plans[0].data_uri), data.plans, data.segments)
     return {
-        plan.source.name: _count(list(plan.ledger.records())) | packing_counts([line[i] for line in lines])
+        plan.source.name: _count(list(plan.ledger.records()), plan.ledger.root)
+        | packing_counts([line[i] for line in lines])
         for i, plan in enumerate(data.plans)
     }
 
 
-def _count(records: list[ChunkRecord]) -> dict[str, Any]:
+def _count(records: list[ChunkRecord], ledger: Store) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     for record in records:
         dropped.update(record.dropped)
@@ -81,6 +82,8 @@ def _count(records: list[ChunkRecord]) -> dict[str, Any]:
         "kept": sum(r.kept for r in records),
         "dropped": dict(sorted(dropped.items())),
         "dead_letters": sum(r.dead_letters for r in records),
+        "dead_letters_in": ledger.child("dead_letters").uri,
+        "quarantined": sum(r.quarantined for r in records),
         "bytes_read": sum(r.bytes_read for r in records),
         "bytes_kept": sum(r.bytes_kept for r in records),
         "tokens": sum(r.tokens for r in records),
@@ -120,6 +123,7 @@ def summarise(
             "kept": sum(c["kept"] for c in by_source.values()),
             "dropped": dict(sorted(dropped.items())),
             "dead_letters": sum(c["dead_letters"] for c in by_source.values()),
+            "quarantined": sum(c["quarantined"] for c in by_source.values()),
         },
         "dedup": {kind: dropped[f"duplicate_{kind}"] for kind in DEDUP_KINDS},
         "sources": by_source,
@@ -186,6 +190,10 @@ def document_table(by_source: dict[str, dict[str, Any]]) -> list[str]:
             f"    {reason:<32}{n:>10,}  {n / max(1, count['read']):6.1%}"
             for reason, n in sorted(count["dropped"].items(), key=lambda item: -item[1])
         ]
+        if count["dead_letters"]:
+            lines.append(f"    unreadable records stand, with reasons, in {count['dead_letters_in']}")
+        if count["quarantined"]:
+            lines.append(f"    {count['quarantined']:,} of them killed their reader: they are quarantined and left out")
         lines += packing_lines(count)
     return lines
 

@@ -88,6 +88,10 @@ class RunOrder(SlotOrder, Protocol):
         """Sequences in a global slot block."""
 
 
+QUARANTINED = "quarantined"
+"""Reason of a dead letter whose content killed its reader."""
+
+
 @dataclass(frozen=True)
 class DeadLetter:
     """One record that could not be read: where it stood and why it was refused."""

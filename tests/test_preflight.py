@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from pipelines.cli import Cluster
-from pipelines.preflight import _check_cpus, _check_exact, _check_length, check, plan_lines, uses_gpu
-from pretrainer.config import ClusterConfig, Config, DataConfig, RunConfig, SourceConfig, TrainConfig
+from pipelines.preflight import _check_cpus, _check_exact, _check_length, _check_sealed, check, plan_lines, uses_gpu
+from pretrainer.config import ClusterConfig, Config, DataConfig, DedupConfig, RunConfig, SourceConfig, TrainConfig
 from pretrainer.data.readers.source import Manifest
 from pretrainer.errors import ConfigError, SourceError
 from pretrainer.model.flops import exact_memory_estimate_bytes
 from pretrainer.storage import Store
+from tests.data.test_sealed import seal
 
 CORPUS_BYTES = 6400
 
@@ -50,6 +51,21 @@ def refusal(config: Config, cluster: Cluster) -> str:
     with pytest.raises(ConfigError) as caught:
         _check_cpus(config, cluster)
     return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ dedup
+
+
+def test_the_plan_says_what_the_index_takes_and_what_is_sealed(corpus: Path, tmp_path: Path) -> None:
+    uri = seal(tmp_path / "old", [f"{name} " * 40 for name in ("one", "two", "three")])
+    asked = config(corpus)
+    asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, dedup=DedupConfig(sealed=(uri,))))
+    lines = "\n".join(plan_lines(asked, Manifest.build(asked.data.sources), there(), 600))
+    assert re.search(r"dedup index +about \d+ bytes for each document kept", lines)
+    assert f"3 documents of {uri}" in lines
+    _check_sealed(asked, there())
+    with pytest.raises(ConfigError, match="index of 3 documents needs about .* and there are 100"):
+        _check_sealed(asked, dataclasses.replace(there(), node_memory_bytes=100.0))
 
 
 # ------------------------------------------------------------------------------------------------------------- CPUs

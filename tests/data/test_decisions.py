@@ -92,6 +92,16 @@ def test_a_held_out_document_is_named(tmp_path: Path) -> None:
     assert row["duplicate_of"] == "the held-out one" and _is(row, 20)
 
 
+def test_a_document_of_a_sealed_index_is_named_by_its_ledger(tmp_path: Path) -> None:
+    old = make_plan(tmp_path / "old", [document(500), TEXTS[20]])
+    stream(old)
+    sealed = replace(old.config.dedup, sealed=(old.data_uri,))
+    plan = make_plan(tmp_path / "new", TEXTS, decisions=True, dedup=sealed)
+    stream(plan)
+    (row,) = [row for row in log_of(plan) if row["reason"] == "duplicate_sealed"]
+    assert row["duplicate_of"] == f"{old.ledger.root.uri}#1" and _is(row, 20)
+
+
 def test_replayed_chunks_and_rebuilt_indexes_write_the_same_log(tmp_path: Path) -> None:
     whole, torn = broken_plan(tmp_path / "whole"), broken_plan(tmp_path / "torn")
     stream(whole)

@@ -26,13 +26,13 @@ def bytes_per_document(config: DedupConfig, words: int = 1200, lines: int = 40) 
     return total
 
 
-def refuse_if_too_large(config: DedupConfig, documents: int, memory_bytes: int, words: int = 1200) -> int:
+def refuse_if_too_large(config: DedupConfig, documents: int, memory_bytes: float, words: int = 1200) -> int:
     """Bytes of an index of so many kept documents (sealed ones included); ConfigError where it does not fit."""
     needed = int(documents * bytes_per_document(config, words))
     if needed > memory_bytes:
         raise ConfigError(
-            f"data.dedup: the index of {documents:,} documents needs about {needed:,} bytes of memory in one process, "
-            f"and there are {memory_bytes:,}: use fewer data.dedup.bands, turn data.dedup.near off, read less of the "
-            "source, or run on a machine with more memory"
+            f"data.dedup: the index of {documents:,} documents needs about {needed:,} bytes of memory in one process "
+            f"and there are {memory_bytes:,.0f}: use fewer data.dedup.bands, turn data.dedup.near off, read less "
+            "of the source, or run on a machine with more memory"
         )
     return needed

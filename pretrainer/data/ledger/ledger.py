@@ -25,7 +25,7 @@ from pretrainer.data.ledger.pages import ChunkKey
 from pretrainer.data.ledger.records import ChunkRecord, RecordLog
 from pretrainer.data.ledger.segments import SegmentLog
 from pretrainer.errors import StreamError
-from pretrainer.schema import ChunkReport, DeadLetter, from_ipc, to_ipc
+from pretrainer.schema import QUARANTINED, ChunkReport, DeadLetter, from_ipc, to_ipc
 from pretrainer.storage import Store
 
 __all__ = ["ChunkKey", "ChunkRecord", "Ledger", "open_ledger"]
@@ -73,6 +73,7 @@ class Ledger:
             tokens_digest=hashlib.sha256(data).hexdigest(),
             dropped=dict(sorted(report.dropped.items())),
             dead_letters=len(report.dead_letters),
+            quarantined=sum(letter.reason == QUARANTINED for letter in report.dead_letters),
             next=report.next,
         )
         self.record_log.create(record)

@@ -31,6 +31,7 @@ class ChunkRecord:
     tokens_digest: str
     dropped: dict[str, int] = field(default_factory=dict)
     dead_letters: int = 0
+    quarantined: int = 0  # dead letters of content that killed its reader
     next: dict[str, int] | None = None
 
     @property

@@ -42,7 +42,7 @@ from pretrainer.data.readers.text import read_text
 from pretrainer.data.readers.units import Piece
 from pretrainer.data.readers.warc import read_warc
 from pretrainer.data.readers.wikipedia import read_wikipedia
-from pretrainer.schema import DOCUMENTS, ChunkReport, DeadLetter
+from pretrainer.schema import DOCUMENTS, QUARANTINED, ChunkReport, DeadLetter
 from pretrainer.storage import BLOCK_BYTES
 
 READERS: dict[str, Reader] = {
@@ -55,7 +55,6 @@ READERS: dict[str, Reader] = {
 }
 """The words that `SourceConfig.format` knows, next to auto."""
 _EXTRACT = ExtractConfig()
-QUARANTINED = "quarantined"
 Watch = Callable[[int, int], None]
 """Told (piece, row of its last record, -1 if none) before each record is read."""
 
