@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -40,12 +41,15 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+code_version = cache(fingerprint.code_version)  # seconds for all of curation; the code of a process does not change
+
+
 def fingerprint_parts(
     config: Config, manifest: Manifest, tokenizer: Tokenizer, held: Sequence[pa.Table], files: Mapping[str, str]
 ) -> dict[str, dict]:
     """Everything that decides the tokens of each source, by name; `files` are the digests of `resources`."""
-    curation_code = fingerprint.code_version(CURATION_MODULES, NOT_IN_FINGERPRINT)
-    packing_code = fingerprint.code_version(PACKING_MODULES, (*NOT_IN_FINGERPRINT, "pretrainer.data.stages"))
+    curation_code = code_version(CURATION_MODULES, NOT_IN_FINGERPRINT)
+    packing_code = code_version(PACKING_MODULES, (*NOT_IN_FINGERPRINT, "pretrainer.data.stages"))
     libraries, data = fingerprint.library_versions(LIBRARIES), config.data
     parts: dict[str, dict] = {}
     for i, source in enumerate(data.sources):

@@ -66,8 +66,9 @@ def test_literal_job_from_any_directory_with_token(guarded: tuple[Head, Path], t
     home.mkdir()
     refused = submit(head, "--", "python", "-m", "pipelines.pretrain", cwd=tmp_path, RAY_AUTH_MODE="disabled")
     assert refused.returncode != 0
-    done = submit(head, "--", "python", "-m", "pipelines.pretrain", "train.steps=2", f"run.storage={home}",
-                  "data.sources.0.max_bytes=2000000", cwd=tmp_path, RAY_AUTH_MODE="token",
+    fields = ["train.steps=2", f"run.storage={home}"]
+    fields += ["data.sources.0.max_bytes=1000000", "tokenizer.train_bytes=500000"]
+    done = submit(head, "--", "python", "-m", "pipelines.pretrain", *fields, cwd=tmp_path, RAY_AUTH_MODE="token",
                   RAY_AUTH_TOKEN_PATH=str(token))  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(last_path(done.stdout).read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,20 @@ def test_audit_names_every_step_once(reference: Result, config: Path) -> None:
     assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
 
 
+def test_every_document_of_a_prepared_source_is_accounted_for(head: Head, tmp_path: Path) -> None:
+    """To its end: exact counts of everything read, kept, dropped and unreadable."""
+    source = {"name": "all", "uris": [str(corpus(tmp_path / "corpus", documents=80))], "preset": "code"}
+    result = pipeline("prepare", "--config", str(tiny_config(tmp_path, [source])), env=head.env)
+    assert result.code == 0, result.out + result.err
+    (table,) = [line for line in result.out.splitlines() if "documents read" in line]
+    read, kept, unreadable = (int(found) for found in re.findall(r"(\d+) (?:documents read|kept|unreadable)", table))
+    reasons = {name: int(n) for name, n in re.findall(r"^    (\w+) +(\d+) +[\d.]+%$", result.out, re.MULTILINE)}
+    assert (read, unreadable) == (81, 1) and kept + sum(reasons.values()) + unreadable == read
+    assert reasons["duplicate_exact"] == reasons["duplicate_near"] == 1
+    assert f"in {tmp_path}/runs/tiny/data/ledger/all-" in result.out, "where the dead letters are"
+
+
+@pytest.mark.slow
 def test_source_at_its_end_stops_clearly_and_every_document_is_accounted_for(head: Head, tmp_path: Path) -> None:
     """One epoch of one small source, to its end: exact counts of everything read, kept, dropped and unreadable."""
     folder = corpus(tmp_path / "corpus", documents=80)
@@ -184,9 +199,10 @@ def two_raylets() -> Iterator[Cluster]:
 
 
 def test_two_raylets_on_s3_with_one_worker_train_the_same_batches(
-    two_raylets: Cluster, config: Path, reference: Result, s3_uri: str, tmp_path: Path
+    s3_uri: str, two_raylets: Cluster, config: Path, reference: Result, tmp_path: Path
 ) -> None:
-    """Input and run folder on S3 over HTTP; Ray workers get the endpoint from the URI, credentials by runtime_env."""
+    """Input and run folder on S3 over HTTP: the endpoint is in the URI, credentials in the environment of the nodes,
+    which is why the bucket's fixture comes before theirs."""
     env = {"RAY_ADDRESS": two_raylets.address, "RAY_AUTH_MODE": "disabled"}
     refused = pipeline("pretrain", "--config", str(config), "run.name=raylets", env=env)
     assert refused.code == 2 and "2 nodes" in refused.err and "object store" in refused.err
