@@ -61,7 +61,7 @@ def make_plan(folder: Path, texts: list[str]) -> SourcePlan:
         lines = "\n".join(json.dumps({"text": text}) for text in texts[start : start + 1000])
         (folder / f"corpus/{start:06d}.jsonl").write_text(lines + "\n")
     source = SourceConfig(name="web", uris=(str(folder / "corpus"),), preset="web", rules=("c4_curly_bracket=off",))
-    config = DataConfig(sources=(source,), chunk_bytes=2**20, packing="best_fit", read_cpus=0.9)
+    config = DataConfig(sources=(source,), chunk_bytes=2**20, packing="best_fit", read_cpus=0.5, slot_sequences=64)
     data, manifest = Store(str(folder / "data")), Manifest.build(config.sources)
     data.create("manifest.arrow", manifest.to_bytes())
     data.create("tokenizer.model", train_tokenizer(texts[:500], "bpe", 8192))
