@@ -35,6 +35,8 @@ from pretrainer.errors import StreamError
 
 PROBE_SILENCE_S = 120.0
 """A probe that reads no further record for so long hangs."""
+START_TIMES = 10
+"""It may take so many times as long to begin."""
 FAILED, CANNOT_TELL = 11, 12
 """Exit codes of the probe: the content failed with an exception; storage or the config did."""
 POLL_S = 0.1
@@ -85,7 +87,7 @@ def probe_unit(plan: SourcePlan, unit: int, stops: tuple[Stop, ...]) -> Stop | N
 def _probe(plan: SourcePlan, unit: int, stops: tuple[Stop, ...]) -> Stop | None:
     with tempfile.TemporaryDirectory(prefix="probe-") as folder:
         place, task = Path(folder, "place"), Path(folder, "task")
-        place.write_bytes(b"[0, -1, true]")
+        place.write_bytes(b"")
         task.write_bytes(pickle.dumps((plan, unit, stops)))  # of ours, for a process of ours
         log = Path(folder, "log").open("w+b")
         command = [sys.executable, "-m", "pretrainer.data.probe", str(task), str(place)]
@@ -93,7 +95,7 @@ def _probe(plan: SourcePlan, unit: int, stops: tuple[Stop, ...]) -> Stop | None:
             ended = _wait(process, place)
             log.seek(0)
             said = log.read().decode("utf-8", "replace").strip().splitlines()
-        if process.returncode in (0, CANNOT_TELL):
+        if process.returncode in (0, CANNOT_TELL) or not place.read_bytes():
             return None
         cause = _cause(process.returncode, said) if ended else f"no further record was read in {PROBE_SILENCE_S:g} s"
         piece, row, is_rest = json.loads(place.read_bytes())
@@ -101,13 +103,16 @@ def _probe(plan: SourcePlan, unit: int, stops: tuple[Stop, ...]) -> Stop | None:
 
 
 def _wait(process: subprocess.Popen[bytes], place: Path) -> bool:
-    """Whether it ended by itself; it is killed when its place has not changed for too long."""
+    """Whether it ended by itself; it is killed when its place has not changed for too long.
+
+    Before it has told the first one it is starting, which may take minutes on a busy node and says nothing of content.
+    """
     seen, since_s = place.read_bytes(), time.monotonic()
     while process.poll() is None:
         now = place.read_bytes()
         if now != seen:
             seen, since_s = now, time.monotonic()
-        elif time.monotonic() - since_s > PROBE_SILENCE_S:
+        elif time.monotonic() - since_s > PROBE_SILENCE_S * (1 if seen else START_TIMES):
             process.kill()
             process.wait()
             return False
