@@ -13,6 +13,8 @@ ARGS ?=
 KILLS ?= 100
 CONFIG ?= configs/quickstart.yaml
 VENV := .venv
+# Tests that use Ray one after the other in one process (tests/conftest.py), all others in a second one.
+SIDE_BY_SIDE := -n 2 --dist loadgroup
 RUN := $(VENV)/bin/python
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
@@ -63,10 +65,10 @@ lint: $(VENV)/.test
 	$(RUN) -m mypy pretrainer pipelines
 
 test: lint
-	$(RUN) -m pytest -q --cov --cov-report=term $(ARGS)
+	$(RUN) -m pytest -q $(SIDE_BY_SIDE) --cov --cov-report=term $(ARGS)
 
 test-all: lint
-	$(RUN) -m pytest -q --cov --cov-report=term -m "" $(ARGS)
+	$(RUN) -m pytest -q $(SIDE_BY_SIDE) --cov --cov-report=term -m "" $(ARGS)
 
 chaos: $(VENV)/.test
 	$(RUN) -m tests.faults.chaos --kills $(KILLS)

@@ -20,6 +20,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
+USES_RAY = {"e2e", "faults", "test_lookahead.py", "test_ray_contract.py"}
+
+
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head node of this session's own, without authentication, with a dashboard and job server."""
@@ -31,6 +34,14 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 @pytest.fixture(scope="session")
 def tmp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `pytest -n 2 --dist loadgroup` one process has all tests that use Ray: it is started once, and no two of
+    them share the cores."""
+    for item in items:
+        if USES_RAY & {*item.path.parts, item.path.name}:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 def pytest_report_header() -> str:
