@@ -7,7 +7,9 @@ block (seen on Ray 2.60: both starved the trainers of a 2-core machine). So
 
 - descriptors: no stretch of them is expanded while `look_ahead_chunks` units wait to be read;
 - chunks: no reader starts while `look_ahead_chunks` are between reader and packer;
-- slot blocks: the packer takes no chunk while `look_ahead_blocks` are between it and the trainers;
+- slot blocks: the packer takes no chunk while `look_ahead_blocks` are between it and the trainers. A window's blocks
+  come at once, and Ray lets a call wait for its reader at every second one, so a round of the executor's loop (2 to 4
+  ms of a core) moved one block; a call of the packer may be `look_ahead_blocks` ahead of its reader instead;
 - sources: one that has slot blocks waiting starts no reader while the mixer has none of another source. Ray shares few
   CPUs out by operator, and a large source would otherwise keep a small one from the first step for a minute.
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 CHUNKS_KEY, BLOCKS_KEY = "pretrainer.look_ahead_chunks", "pretrainer.look_ahead_blocks"
 IDLE_S = 0.01
 EXPAND, READ, PACK = "expand_positions", "read_chunks", ("PackWindows", "CloseChunks")
+AHEAD_OF_READER = "_generator_backpressure_num_objects"
+OBJECTS_PER_BLOCK = 2  # the block and its metadata
 
 
 class LookAhead(BackpressurePolicy):
@@ -55,8 +59,13 @@ class LookAhead(BackpressurePolicy):
             in_flight = _made(op) + op.num_active_tasks() - _used(pack)
             return in_flight < self._limit(CHUNKS_KEY) and not self._must_yield(pack)
         if any(name in op.name for name in PACK):
+            self._let_run_ahead(op)
             return self._waiting_below(op) < self._limit(BLOCKS_KEY)
         return True
+
+    def _let_run_ahead(self, op: PhysicalOperator) -> None:
+        """Of this operator alone: a reader that runs ahead would fill the object store with the chunks of its unit."""
+        op._ray_actor_task_remote_args[AHEAD_OF_READER] = OBJECTS_PER_BLOCK * self._limit(BLOCKS_KEY)  # type: ignore[attr-defined]
 
     @cached_property
     def _first_expand(self) -> PhysicalOperator | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pretrainer.data.lookahead import BLOCKS_KEY, CHUNKS_KEY, LookAhead
+from pretrainer.data.lookahead import AHEAD_OF_READER, BLOCKS_KEY, CHUNKS_KEY, LookAhead
 
 CHUNKS, BLOCKS = 4, 6
 
@@ -22,6 +22,7 @@ class Op:
         self.name, self.input_dependencies, self.output_dependencies = name, list(before), []
         self.made = self.used = self.active = self.waiting_in = self.waiting_out = 0
         self.completed = False
+        self._ray_actor_task_remote_args: dict[str, int] = {}
         self._input_queues = [SimpleNamespace(num_blocks=lambda op=op: op.in_mix) for op in before]
         self.in_mix = 0
         for op in before:
@@ -88,6 +89,14 @@ def test_slot_blocks_between_packer_and_trainers_are_bounded(
     split = Op("split(2)", pack)
     pack.waiting_out, split.waiting_in, split.waiting_out = out, split_in, split_out
     assert allows(policy(*before, pack, split), pack) is answer
+
+
+def test_only_the_packer_runs_ahead_of_its_reader() -> None:
+    ops = chain()
+    rules = policy(*ops)
+    for op in ops:
+        allows(rules, op)
+    assert [op._ray_actor_task_remote_args for op in ops] == [{}, {}, {AHEAD_OF_READER: 2 * BLOCKS}]
 
 
 def two_sources() -> tuple[list[Op], list[Op], LookAhead]:

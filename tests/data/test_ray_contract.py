@@ -214,6 +214,34 @@ for n, _table in enumerate(ds.iter_batches(batch_size=None, batch_format="pyarro
     assert 20 <= made < 60 + 2 * max(1, descriptors // 256)
 
 
+def test_blocks_of_one_call_of_the_packer_need_no_round_each(driver: Driver) -> None:
+    """By default a call waits at every second block until a round of the executor has fetched it."""
+    ray_s_own, ours = driver.saw("""
+from pretrainer.data import lookahead
+context.target_max_block_size = 1
+rounds = []
+def rest(self):
+    rounds.append(1)
+    time.sleep(0.05)
+lookahead.LookAhead._rest = rest
+def expand_positions(table): return table
+class PackWindows:
+    def __call__(self, table):
+        for i in range(60):
+            yield pa.table({"i": [i]})
+def rounds_from_first_to_last(ahead):
+    lookahead.install(context, 8, ahead)
+    ds = (rows(1).map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=0.01)
+          .map_batches(PackWindows, batch_size=1, batch_format="pyarrow", num_cpus=0.06,
+                       compute=ActorPoolStrategy(size=1)))
+    seen = [len(rounds) for _row in ds.iter_batches(batch_size=None, batch_format="pyarrow")]
+    assert len(seen) == 60
+    return seen[-1] - seen[0]
+print(json.dumps([rounds_from_first_to_last(2), rounds_from_first_to_last(64)]))
+""")  # fmt: skip
+    assert ray_s_own >= 20 and ours < 10
+
+
 def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(driver: Driver) -> None:
     """Ray's own policy leaves it beside the new one for 180 s. A killed start cancels nothing, as here."""
     ray_s_own, ours = driver.saw("""
