@@ -22,9 +22,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hard_config(tmp_path_factory.mktemp("decisions"), 20, documents=600, data={"decisions": True})
 
 
-def prepare(cluster: Cluster, config: Path, name: str, disturb: Callable[[subprocess.Popen], None]) -> dict[str, bytes]:
+def prepare(
+    cluster: Cluster, config: Path, name: str, look_ahead_chunks: int, disturb: Callable[[subprocess.Popen], None]
+) -> dict[str, bytes]:
     """The log's files, by their path in the ledger, of a run that `disturb` is let loose on."""
     command = [sys.executable, "-m", "pipelines.prepare", "--config", str(config), f"run.name={name}"]
+    command.append(f"data.look_ahead_chunks={look_ahead_chunks}")
     process = subprocess.Popen(
         [*command, "cluster.shared_storage=true"],
         env={**os.environ, **client_env(cluster)}, cwd=REPOSITORY,
@@ -43,8 +46,9 @@ def nothing(_process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_decisions_do_not_depend_on_workers_nodes_or_retries(config: Path) -> None:
+    """Few chunks in flight on one node, so that nothing overtakes, against many on two nodes with 4 CPUs each."""
     with raylets(1, num_cpus=2) as cluster:
-        alone = prepare(cluster, config, "one-node", nothing)
+        alone = prepare(cluster, config, "one-node", 2, nothing)
     killed = []
 
     def kill_tasks(process: subprocess.Popen) -> None:
@@ -61,7 +65,7 @@ def test_decisions_do_not_depend_on_workers_nodes_or_retries(config: Path) -> No
             time.sleep(1)
 
     with raylets(2, num_cpus=4) as cluster:
-        disturbed = prepare(cluster, config, "two-nodes", kill_tasks)
+        disturbed = prepare(cluster, config, "two-nodes", 16, kill_tasks)
     assert killed == ["data task", "dedup actor", "data task"]
     assert len(alone) >= 100 and disturbed == alone
     paths = [str(path) for path in config.parent.glob("runs/one-node/data/ledger/*/decisions/*.parquet")]
