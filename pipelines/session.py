@@ -26,11 +26,12 @@ from pretrainer.data.ledger.lines import open_line
 from pretrainer.data.pipeline import build_stream, data_cpus
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
+from pretrainer.errors import DamagedError
 from pretrainer.lease import Lease
 from pretrainer.schema import from_ipc
 from pretrainer.storage import Store
 from pretrainer.tracking import Tracker, default_uri
-from pretrainer.train.committed import committed_checkpoint
+from pretrainer.train.committed import committed_checkpoint, drop_damaged
 from pretrainer.train.controller import make_trainer
 from pretrainer.train.recorder import Recorder
 from pretrainer.train.spec import WorkerSpec
@@ -104,15 +105,29 @@ class Outcome:
 
 def train(session: Session, console: Console) -> Outcome:
     """Train one segment after the other from where the run stands, printing what happens."""
-    outcome = Outcome()
-    committed = committed_checkpoint(session.run)
-    step = committed[1] if committed else 0
-    for segment in session.data.segments:
-        if step < segment.end_step or segment is session.data.segments[-1]:
-            train_segment(session, segment, outcome, console)
-            if outcome.status != "segment":
-                break
+    outcome = Outcome(status="segment")
+    while outcome.status == "segment":
+        committed = committed_checkpoint(session.run)
+        step = committed[1] if committed else 0
+        segments = session.data.segments
+        segment = next((segment for segment in segments if step < segment.end_step), segments[-1])
+        before = len(outcome.events)
+        train_segment(session, segment, outcome, console)
+        if outcome.status == "damaged":
+            fall_back(session, outcome, before, console)
     return outcome
+
+
+def fall_back(session: Session, outcome: Outcome, before: int, console: Console) -> None:
+    """Go on from the checkpoint before the damaged one, which the workers found; without one the run has failed."""
+    found = next(event for event in outcome.events[before:] if event["kind"] == "damaged")
+    try:
+        step = drop_damaged(session.run, found["folder"])
+    except DamagedError as error:
+        outcome.status, outcome.message, outcome.exit_code = "failed", str(error), error.exit_code
+    else:
+        console.say(f"warning: {found['message']}; it is left where it is, and the run goes on from step {step:,}")
+        outcome.status = "segment"
 
 
 def train_segment(session: Session, segment: Segment, outcome: Outcome, console: Console) -> None:
@@ -162,7 +177,9 @@ def _follow(session: Session, outcome: Outcome, console: Console) -> None:
 def _judge(session: Session, outcome: Outcome, before: int, failure: list[Exception]) -> None:
     """Status, exit code and message from what was seen in the segment, whose events are those from `before` on."""
     fatal, finished = outcome.of("fatal"), [e for e in outcome.events[before:] if e["kind"] == "finish"]
-    if fatal:
+    if any(event["kind"] == "damaged" for event in outcome.events[before:]) and not fatal:
+        outcome.status = "damaged"
+    elif fatal:
         outcome.status, outcome.message, outcome.exit_code = "failed", fatal[0]["message"], fatal[0]["exit_code"]
     elif failure:
         outcome.status, outcome.exit_code = "failed", 1

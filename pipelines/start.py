@@ -8,13 +8,15 @@ from pretrainer.config_load import to_yaml
 from pretrainer.data.prologue import Frozen, accept, freeze
 from pretrainer.errors import ConfigError
 from pretrainer.storage import Store
-from pretrainer.train.committed import committed_checkpoint, mend_snapshot
+from pretrainer.train.committed import committed_checkpoint, drop_missing, mend_snapshot
 
 
 def open_data(config: Config, run: Store, console: Console) -> Frozen:
     """The run's frozen inputs; nothing is written over when they are refused. Only for the holder of the lease."""
     if mend_snapshot(run):
         console.say("warning: a crash tore the list of checkpoints; the one before the last commit is in its place")
+    for name in drop_missing(run):
+        console.say(f"warning: checkpoint {name} is not in storage any more; the newest of the others counts")
     data = freeze(config, run.child("data"))
     refuse_changed_stream(run, data)
     accept(data, run.child("data"))

@@ -6,6 +6,7 @@
     │   ├── SourceError    an input that is missing, empty or unreadable
     │   └── LeaseError     another driver holds the run, or has taken it over
     ├── StorageError       object storage failed after its retries, exit code 3
+    │   └── DamagedError   the files of a checkpoint are not those that were saved
     ├── BadDataError       more dead letters than the config allows, exit code 4
     ├── TrackingError      MLflow cannot be reached for now; training goes on without it
     ├── StreamError        the stream broke a promise (gap, repeat, changed bytes), exit code 5
@@ -43,6 +44,10 @@ class StorageError(PretrainerError):
     """Storage failed for good (after retries), or a record exists with other bytes."""
 
     exit_code = 3
+
+
+class DamagedError(StorageError):
+    """A committed checkpoint lacks a file, or has one with other bytes; the one before it may be whole."""
 
 
 class BadDataError(PretrainerError):

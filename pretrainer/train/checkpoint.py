@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from pretrainer.errors import StorageError
+from pretrainer.errors import DamagedError, StorageError
 from pretrainer.model.generate import release_gathered
 
 FORMAT = 1
@@ -97,8 +97,8 @@ def save_sharded(
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StorageError(f"checkpoint file {path} is missing or damaged: use an older checkpoint") from error
+    except (FileNotFoundError, ValueError) as error:
+        raise DamagedError(f"checkpoint file {path} is missing or damaged: use an older checkpoint") from error
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 def verify(folder: str | Path) -> None:
     """Check every file of a checkpoint against the digests of all ranks, without unpickling anything.
 
-    Raises StorageError for a missing, changed or extra file.
+    Raises DamagedError for a missing, changed or extra file, StorageError for another format.
     """
     folder = Path(folder)
     records = _records(folder)
@@ -120,19 +120,37 @@ def verify(folder: str | Path) -> None:
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     for problem, names in (("lacks", listed - present), ("has the unknown", present - listed)):
         if names:
-            raise StorageError(f"checkpoint {folder} {problem} file {min(names)}: use an older checkpoint")
+            raise DamagedError(f"checkpoint {folder} {problem} file {min(names)}: use an older checkpoint")
     for name, digest in sorted(expected.items()):
         if file_digest(folder / name) != digest:
-            raise StorageError(f"checkpoint file {folder / name} differs from its digest: use an older checkpoint")
+            raise DamagedError(f"checkpoint file {folder / name} differs from its digest: use an older checkpoint")
+
+
+def verify_together(folder: str | Path) -> None:
+    """As `verify`, on all ranks at once: where one finds damage, all raise its DamagedError.
+
+    Each rank may have a copy of its own, and one that goes on alone would wait for the others for ever.
+    """
+    damage: str | None = None
+    try:
+        verify(folder)
+    except DamagedError as error:
+        damage = str(error)
+    found: list[str | None] = [damage]
+    if dist.is_initialized():
+        found *= dist.get_world_size()
+        dist.all_gather_object(found, damage)
+    for text in filter(None, found):
+        raise DamagedError(text)
 
 
 def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path) -> dict[str, Any]:
     """Fill model and optimizer in place from a whole checkpoint folder, at any world size; returns its extra_state.
 
-    Every rank calls it. Raises StorageError when `verify` does.
+    Every rank calls it. Raises DamagedError on all of them when a file is damaged.
     """
     folder = Path(folder)
-    verify(folder)
+    verify_together(folder)
     tensors = _tensors(model, optimizer)
     with _single_process_is_meant():
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())

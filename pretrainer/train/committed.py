@@ -7,6 +7,8 @@
 A folder can be complete in storage and not committed, when a crash fell between its upload and its commit. The worker
 group that comes next may have another size, and Ray merges an upload into a folder that is there: so each attempt has
 folders of its own, and removes those that the ones before it left uncommitted.
+
+A checkpoint whose files are damaged is taken off the list, and the one before it counts; its folder is kept.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import json
 import re
 from typing import Any
 
-from pretrainer.errors import StorageError
+from pretrainer.errors import DamagedError, StorageError
 from pretrainer.storage import Store
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"
 SNAPSHOT_BEFORE = f"{CHECKPOINTS}/snapshot-before.json"
+DAMAGED = f"{CHECKPOINTS}/damaged.json"  # names of the folders that were taken off the list
 FOLDER = re.compile(r"step-(\d+)-a(\d+)")
 
 
@@ -50,7 +53,7 @@ def committed_checkpoints(run: Store) -> dict[int, str]:
 
 def remove_uncommitted(run: Store, attempt: int) -> list[str]:
     """Delete what attempts before this one uploaded and did not commit, or Ray did not come to delete; its names."""
-    committed = set(committed_checkpoints(run).values())
+    committed = {*committed_checkpoints(run).values(), *(f"{CHECKPOINTS}/{name}" for name in damaged(run))}
     doomed: dict[str, list[str]] = {}
     for path, _size, _version in run.list(CHECKPOINTS):
         name = path.split("/")[1]
@@ -60,6 +63,52 @@ def remove_uncommitted(run: Store, attempt: int) -> list[str]:
     for path in (path for paths in doomed.values() for path in paths):
         run.delete(path)
     return list(doomed)
+
+
+def damaged(run: Store) -> list[str]:
+    """Names of the folders that `drop_damaged` has taken off the list."""
+    try:
+        return list(json.loads(run.read(DAMAGED)))
+    except FileNotFoundError:
+        return []
+
+
+def drop_damaged(run: Store, name: str) -> int:
+    """Take a folder off Ray's list, so that the newest of the others is the committed one; returns its step.
+
+    Only while no controller is at work: it would write its own list over this one. Raises DamagedError when the list
+    would be empty.
+    """
+    snapshot = _snapshot(run)
+    listed = list(zip(snapshot["checkpoint_results"], snapshot["checkpoint_report_indices"], strict=True))
+    kept = [(result, index) for result, index in listed if result["checkpoint_dir_name"] != name]
+    if not kept:
+        raise DamagedError(
+            f"{run.uri}/{CHECKPOINTS}/{name} is damaged and there is no older checkpoint: give the run another "
+            "run.name to begin again"
+        )
+    newest = max((result for result, _index in kept), key=lambda result: _folder_and_step(run, snapshot, result)[1])
+    pending = [result for result in snapshot["pending_training_results"] if result["checkpoint_dir_name"] != name]
+    changed = {
+        "checkpoint_results": [result for result, _index in kept],
+        "checkpoint_report_indices": [index for _result, index in kept],
+        "latest_checkpoint_result": newest,
+        "pending_training_results": pending,
+        "pending_validation_specs": snapshot["pending_validation_specs"][: len(pending)],
+    }
+    run.write(DAMAGED, json.dumps([*damaged(run), name]).encode())
+    run.write(SNAPSHOT, json.dumps(snapshot | changed).encode())
+    return _folder_and_step(run, snapshot, newest)[1]
+
+
+def drop_missing(run: Store) -> list[str]:
+    """Take folders off the list that are not in storage any more, which Ray would not start with; their names."""
+    present = {path.split("/")[1] for path, _size, _version in run.list(CHECKPOINTS)}
+    missing = [folder.split("/")[1] for folder in committed_checkpoints(run).values()]
+    missing = [name for name in missing if name not in present]
+    for name in missing:
+        drop_damaged(run, name)
+    return missing
 
 
 def keep_snapshot(run: Store) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from pretrainer.config import Config
-from pretrainer.errors import PretrainerError, StreamError, find_cause
+from pretrainer.errors import DamagedError, PretrainerError, StreamError, find_cause
 from pretrainer.model.generate import generate_in_lockstep
 from pretrainer.model.transformer import init_weights
 from pretrainer.schema import Batch, from_ipc
@@ -55,6 +55,8 @@ def train_loop(spec: WorkerSpec) -> None:
     phases = _phases(spec)
     try:
         _train(spec, phases)
+    except DamagedError as error:  # all ranks leave together; the driver takes the checkpoint off the list
+        _tell_damage(spec, error)
     except PretrainerError as error:
         ray.get(spec.recorder.fatal.remote(str(error), error.exit_code))
         raise
@@ -65,6 +67,14 @@ def train_loop(spec: WorkerSpec) -> None:
         raise
     finally:
         phases.end()
+
+
+def _tell_damage(spec: WorkerSpec, error: DamagedError) -> None:
+    """What is not about the checkpoint that this worker group was to begin with cannot be mended by an older one."""
+    checkpoint = ray.train.get_checkpoint()
+    assert checkpoint is not None
+    name = checkpoint.path.rstrip("/").rsplit("/", 1)[-1]
+    ray.get(spec.recorder.record.remote({"kind": "damaged", "folder": name, "message": str(error)}))
 
 
 def _phases(spec: WorkerSpec) -> Phases:

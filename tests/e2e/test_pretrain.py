@@ -160,6 +160,21 @@ def test_longer_run_continues_at_another_world_size(head: Head, config: Path, re
     assert second.summary["restarts"] == 1
 
 
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_passed_over(head: Head, config: Path, reference: Result) -> None:
+    first = pipeline("pretrain", "--config", str(config), "run.name=damaged", env=head.env)
+    newest = Path(first.summary["checkpoint"])
+    shard = next(newest.glob("__1_*.distcp"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    second = pipeline("pretrain", "--config", str(config), "run.name=damaged", env=head.env)
+    assert second.code == 0, second.out + second.err
+    assert f"{shard.name} differs from its digest" in second.out and "the run goes on from step 3" in second.out
+    assert second.summary["order_digest"] == reference.summary["order_digest"]
+    assert Path(second.summary["checkpoint"]).name != newest.name and newest.is_dir()
+
+
 def test_changed_tokens_are_refused_on_a_trained_run(head: Head, config: Path, reference: Result) -> None:
     kept = [run_folder(config, "reference") / name for name in ("config.yaml", "data/fingerprint.json")]
     before = [path.read_bytes() for path in kept]

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrainer.errors import StorageError
+from pretrainer.errors import DamagedError, StorageError
 from pretrainer.model.transformer import Transformer, init_weights
-from pretrainer.train.checkpoint import load_full_state_dict, load_sharded, save_sharded, verify
+from pretrainer.train.checkpoint import load_full_state_dict, load_sharded, save_sharded, verify, verify_together
 from pretrainer.train.evaluate import evaluate
 from pretrainer.train.optimizer import build_optimizer
 from tests.train.ranks import run_ranks
@@ -165,6 +165,33 @@ def test_a_damaged_digest_file_is_refused(copy):
     record = json.loads((copy / "digests.rank0.json").read_text())
     (copy / "digests.rank0.json").write_text(json.dumps(record | {"format": 99}))
     with pytest.raises(StorageError, match="format 99"):
+        verify(copy)
+
+
+def _verify_own_copy(rank, world, folders):
+    try:
+        verify_together(folders[rank])
+    except DamagedError as error:
+        return str(error)
+    return None
+
+
+def test_damage_that_one_rank_sees_is_raised_on_all(copy, tmp_path):
+    whole = shutil.copytree(copy, tmp_path / "whole")
+    (copy / "__1_0.distcp").write_bytes(b"x")
+    told = run_ranks(2, _verify_own_copy, [str(whole), str(copy)])
+    assert told[0] == told[1] and "__1_0.distcp differs" in told[0]
+    assert run_ranks(2, _verify_own_copy, [str(whole)] * 2) == [None, None]
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(copy, monkeypatch):
+    """An older checkpoint would have the same trouble, and good ones would be passed over."""
+
+    def refuse(*_args, **_kwargs):
+        raise PermissionError("denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(PermissionError):
         verify(copy)
 
 

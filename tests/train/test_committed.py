@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipelines.export import checkpoint_folder
-from pretrainer.errors import StorageError, UserError
+from pretrainer.errors import DamagedError, StorageError, UserError
 from pretrainer.storage import Store
 from pretrainer.train.committed import (
     SNAPSHOT,
     committed_checkpoint,
     committed_checkpoints,
+    drop_damaged,
+    drop_missing,
     folder_name,
     keep_snapshot,
     mend_snapshot,
@@ -31,7 +33,14 @@ def run(tmp_path: Path) -> Store:
 
 def commit(run: Store, *folders: tuple[int, int]) -> None:
     results = [{"checkpoint_dir_name": folder_name(*f), "metrics": {"step": f[0]}} for f in folders]
-    run.write(SNAPSHOT, json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[-1]}).encode())
+    snapshot = {
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(results))),
+        "latest_checkpoint_result": results[-1],
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+    }
+    run.write(SNAPSHOT, json.dumps(snapshot).encode())
     for folder in folders:
         upload(run, folder_name(*folder))
 
@@ -103,3 +112,30 @@ def test_missing_checkpoint_names_those_there_are(run: Store, tmp_path: Path) ->
         checkpoint_folder(run, 30)
     with pytest.raises(UserError, match="no committed checkpoint yet"):
         checkpoint_folder(Store(str(tmp_path / "other")), None)
+
+
+def test_the_checkpoint_before_a_damaged_one_counts_and_the_damaged_one_is_kept(run: Store) -> None:
+    assert drop_damaged(run, folder_name(20, 1)) == 10
+    assert committed_checkpoint(run) == (f"checkpoints/{folder_name(10, 0)}", 10)
+    assert remove_uncommitted(run, attempt=2) == [] and folder_name(20, 1) in left(run)
+
+
+def test_a_damaged_checkpoint_that_is_not_the_newest_leaves_the_newest(run: Store) -> None:
+    assert drop_damaged(run, folder_name(10, 0)) == 20
+    assert committed_checkpoints(run) == {20: f"checkpoints/{folder_name(20, 1)}"}
+
+
+def test_the_last_checkpoint_is_not_dropped(run: Store) -> None:
+    drop_damaged(run, folder_name(20, 1))
+    with pytest.raises(DamagedError, match="no older checkpoint: give the run another run.name"):
+        drop_damaged(run, folder_name(10, 0))
+    assert committed_checkpoint(run) is not None
+
+
+def test_a_folder_that_was_deleted_is_taken_off_the_list(run: Store) -> None:
+    assert drop_missing(run) == []
+    for path, *_ in run.list(f"checkpoints/{folder_name(20, 1)}"):
+        run.delete(path)
+    assert drop_missing(run) == [folder_name(20, 1)]
+    assert committed_checkpoint(run) == (f"checkpoints/{folder_name(10, 0)}", 10)
+    assert drop_missing(run) == []

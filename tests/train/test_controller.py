@@ -17,15 +17,17 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+    CheckpointManager,
     _CheckpointManagerState,
     _TrainingResultState,
 )
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
+from ray.train.v2._internal.execution.storage import StorageContext
 
 from pretrainer.errors import StorageError
 from pretrainer.storage import Store
 from pretrainer.train import controller
-from pretrainer.train.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoint
+from pretrainer.train.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoint, drop_damaged
 from pretrainer.train.controller import FailureReport, OrderedDataConfig, failure_event, make_trainer
 from tests.train.specs import BLOCKS_PER_STEP, worker_spec
 
@@ -111,6 +113,22 @@ def test_what_this_ray_writes_is_what_is_read(run: Store) -> None:
     assert SNAPSHOT == f"{CHECKPOINTS}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
     assert committed_checkpoint(write(run, state.model_dump_json())) == (f"{CHECKPOINTS}/step-000000007", 7)
     assert ray.__version__.startswith("2.60.")
+
+
+def test_ray_begins_with_the_checkpoint_before_a_damaged_one(run: Store, tmp_path: Path) -> None:
+    """Ray's own reader of the list that we have changed."""
+    names = [f"step-{step:09d}-a000000" for step in (7, 8, 9)]
+    results = [result(name, {"step": step}) for name, step in zip(names, (7, 8, 9), strict=True)]
+    known = {**snapshot(results[-1]), "checkpoint_results": results, "checkpoint_report_indices": [0, 1, 2]}
+    write(run, json.dumps(known))
+    for name in names:
+        run.write(f"{CHECKPOINTS}/{name}/.metadata", b"x")
+    assert drop_damaged(run, names[-1]) == 8
+    storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name=CHECKPOINTS)
+    manager = CheckpointManager(ray.train.CheckpointConfig(num_to_keep=3), storage)
+    latest = manager.latest_checkpoint_result
+    assert latest is not None and Path(latest.checkpoint.path).name == names[1]
+    assert [Path(kept.checkpoint.path).name for kept in manager._checkpoint_results] == names[:2]
 
 
 # ------------------------------------------------------------------------------------------------------ the trainer
