@@ -22,6 +22,7 @@ from pretrainer.model.hf import to_hf
 from pretrainer.storage import Store, resolve_run
 from pretrainer.train.checkpoint import load_full_state_dict
 from pretrainer.train.committed import committed_checkpoints
+from pretrainer.train.copies import copy_file, find_copies
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,8 +54,8 @@ def run_config(run: Store) -> Config:
 
 
 def checkpoint_folder(run: Store, step: int | None) -> str:
-    """Path of a checkpoint below the run: that of a step or the newest."""
-    committed = committed_checkpoints(run)
+    """Path of a checkpoint below the run: that of a step, milestones and the best among them, or the newest."""
+    committed = {**find_copies(run), **committed_checkpoints(run)}
     if not committed:
         raise UserError(f"run {run.uri} has no committed checkpoint yet: wait for one, or look at its log")
     if step is not None and step not in committed:
@@ -78,8 +79,7 @@ def download(store: Store, folder: Path) -> None:
     if not found:
         raise UserError(f"{store.uri} does not exist: name one of the folders beside it")
     for path, _size, _version in found:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(store.read(path))
+        copy_file(store, path, Store(str(folder)))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def uses_gpu(config: Config, cluster: Cluster) -> bool:
 def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -> Manifest:
     """Raise a UserError for whatever can be seen to fail; returns the live manifest. `training`: it needs trainers."""
     run.check_writable()
+    if config.run.copy_to is not None and training:
+        Store(config.run.copy_to).check_writable()
     multiplier(config.train.schedule, 0, config.total_steps, config.train.warmup_steps, config.train.min_lr_ratio)
     check_curation(config.data)
     manifest = Manifest.build(config.data.sources)

@@ -126,6 +126,15 @@ class Console:
     def _checkpoint(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} checkpoint of step {event['step']:,}, order digest {event['order_digest'][:16]}")
 
+    def _copy(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(
+            f"{self._clock()} checkpoint of step {event['step']:,} copied to {event['to']}, "
+            f"{event['bytes'] / 1e6:,.1f} MB in {event['seconds']:.1f} s"
+        )
+
+    def _copy_failed(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(f"{self._clock()} warning: step {event['step']:,} was not copied to {event['to']}: {event['message']}")
+
     def _preempted(self, event: dict[str, Any], data: Frozen) -> None:
         left = "" if event["seconds_left"] is None else f" in {event['seconds_left']:.0f} s"
         self.say(f"{self._clock()} a node is taken away{left}: step {event['step']:,} is saved, the workers move")

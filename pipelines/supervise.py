@@ -18,6 +18,7 @@ from pretrainer.config import Config
 from pretrainer.lease import Lease
 from pretrainer.schema import SlotOrder
 from pretrainer.storage import Store
+from pretrainer.train.copies import Copies
 from pretrainer.train.goodput import Goodput, start_split
 from pretrainer.train.phases import pulse_period_s
 from pretrainer.train.watchdog import Pulse, diagnose, failures_in_a_row
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 KILL_PATIENCE_S = 20.0
 GOODPUT = "goodput.json"
+COPY_PATIENCE_S = 600.0
 
 
 class Supervisor:
@@ -40,10 +42,12 @@ class Supervisor:
         self._since_s, self._start, self._given_up = started_s, None, False  # type: float, dict[str, Any] | None, bool
         self.timeout_s = config.train.stall_timeout_s
         self._looked_s = time.monotonic()
+        self.copies = Copies(config, run, lambda event: recorder.record.remote(event))
 
     def notice(self, event: dict[str, Any]) -> None:
         """Count an event: starts of worker groups and goodput stay in the run folder, over all starts of the run."""
         self.goodput.add(event)
+        self.copies.notice(event)
         if event["kind"] == "start":
             self._start = event
             self.starts.append({k: event[k] for k in ("step", "segment", "world_size", "time_s")})
@@ -82,6 +86,8 @@ class Supervisor:
 
     def close(self, tokens: int, step: int) -> dict[str, Any]:
         """Goodput of the whole run, at its end; kept, and sent to the tracker."""
+        if not self.copies.drain(COPY_PATIENCE_S):
+            log.warning("the copies of checkpoints were not done within %.0f s", COPY_PATIENCE_S)
         self.goodput.close(time.time())
         self.run.write(GOODPUT, json.dumps(self.goodput.saved()).encode())
         report = self.goodput.report(tokens)

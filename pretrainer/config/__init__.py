@@ -48,6 +48,8 @@ class RunConfig:
     """Name of the run; its folder is <storage>/<name>, and the same name continues the run."""
     storage: str = "~/pretrainer-runs"
     """Folder or URI (s3://, gs://, local path) under which run folders are made."""
+    copy_to: str | None = None
+    """A second folder or URI that gets a copy of every checkpoint, under the run's name; none by default."""
     seed: int = 0
     """Seed of initialisation and dropout; it does not change the order of the data."""
 

@@ -54,6 +54,10 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 3
     """How many recent checkpoints stay in storage."""
+    milestone_every_steps: int | None = None
+    """Checkpoints of these steps are also copied to milestones/ in the run folder, and stay; none by default."""
+    keep_best: bool = False
+    """The checkpoint with the least held-out loss is also copied to best/ in the run folder."""
     validate_every_steps: int = 500
     """Steps between validations on the held-out documents."""
     sample_every_steps: int = 500
@@ -89,6 +93,20 @@ class TrainConfig:
             "use 1 or more seconds, longer than a validation and a checkpoint take, or 0 for no watchdog",
         )
         require(self.cpus_per_worker > 0, "train.cpus_per_worker", self.cpus_per_worker, "use a positive number")
+        require(
+            self.milestone_every_steps is None
+            or (self.milestone_every_steps > 0 and self.milestone_every_steps % self.checkpoint_every_steps == 0),
+            "train.milestone_every_steps",
+            self.milestone_every_steps,
+            f"must be a multiple of train.checkpoint_every_steps={self.checkpoint_every_steps}",
+        )
+        require(
+            not self.keep_best or self.checkpoint_every_steps % self.validate_every_steps == 0,
+            "train.keep_best",
+            self.keep_best,
+            f"needs a validation at every checkpoint: train.validate_every_steps={self.validate_every_steps} must "
+            f"divide train.checkpoint_every_steps={self.checkpoint_every_steps}",
+        )
         for name in (
             "checkpoint_every_steps",
             "keep_checkpoints",

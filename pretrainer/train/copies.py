@@ -1,0 +1,201 @@
+"""Copies of committed checkpoints that stay when Ray deletes the original: milestones, the best, a second storage.
+
+    <run>/milestones/step-…/     steps that are a multiple of train.milestone_every_steps, for good
+    <run>/best/step-…/           the least held-out loss so far (train.keep_best), one folder
+    <run.copy_to>/<name>/checkpoints/step-…/    every checkpoint, the newest train.keep_checkpoints
+
+A copy is complete when its record `step-….json` lies beside it; every byte of it has matched the digests that the ranks
+wrote. It is made by a thread of the driver while training goes on, and a copy that fails fails nothing: it is told, and
+made up for at the next start if the original is still there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from pretrainer.config import Config
+from pretrainer.errors import DamagedError, PretrainerError
+from pretrainer.storage import Store
+from pretrainer.train.committed import CHECKPOINTS, committed_checkpoints
+
+log = logging.getLogger(__name__)
+
+COMMIT_PATIENCE_S = 60.0  # the event of a checkpoint comes before Ray's controller has written its list
+POLL_S = 0.5
+MILESTONES, BEST = "milestones", "best"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of copies, and how many of the newest stay; all without a number."""
+
+    name: str
+    store: Store
+    keep: int | None = None
+
+    def copies(self) -> dict[int, str]:
+        """Step -> folder of every complete copy."""
+        records = [json.loads(self.store.read(path)) for path, _s, _v in self.store.list() if path.endswith(".json")
+                   and "/" not in path]  # fmt: skip
+        return {record["step"]: record["folder"] for record in sorted(records, key=lambda record: record["step"])}
+
+    def add(self, run: Store, step: int, folder: str, about: Mapping[str, Any]) -> int:
+        """Copy a folder of the run's checkpoints, then forget the older ones; bytes copied."""
+        size = copy_folder(run.child(folder), self.store.child(folder.rsplit("/", 1)[-1]))
+        record = {"step": step, "folder": folder.rsplit("/", 1)[-1], "bytes": size, **about}
+        self.store.write(f"{record['folder']}.json", json.dumps(record).encode())
+        if self.keep is not None:
+            for old in list(self.copies().items())[: -self.keep]:
+                self._remove(old[1])
+        return size
+
+    def _remove(self, folder: str) -> None:
+        self.store.delete(f"{folder}.json")  # first: a folder without a record is no copy
+        for path, _size, _version in self.store.list(folder):
+            self.store.delete(path)
+
+
+def copy_folder(source: Store, target: Store) -> int:
+    """Copy a checkpoint, file by file in blocks; returns its bytes.
+
+    Raises DamagedError where a file is not what the ranks' digests say.
+    """
+    paths = [path for path, _size, _version in source.list()]
+    records = [json.loads(source.read(path)) for path in paths if path.startswith("digests.rank")]
+    expected = {name: digest["sha256"] for record in records for name, digest in record["files"].items()}
+    missing = set(expected) - set(paths)
+    if missing or not records:
+        raise DamagedError(f"checkpoint {source.uri} lacks {min(missing, default='its digests')}")
+    total = 0
+    for path in paths:
+        sha256, size = copy_file(source, path, target)
+        total += size
+        if path in expected and sha256 != expected[path]:
+            raise DamagedError(f"checkpoint file {source.uri}/{path} differs from its digest")
+    return total
+
+
+def copy_file(source: Store, path: str, target: Store) -> tuple[str, int]:
+    """(SHA-256, bytes) of an object that is streamed from one store to another."""
+    folder, system = target.train_storage()
+    system = system or pafs.LocalFileSystem()
+    full = f"{folder}/{path}"
+    if target.is_local:
+        system.create_dir(full.rsplit("/", 1)[0], recursive=True)
+    digest, size = hashlib.sha256(), 0
+    with source.file(path) as file, system.open_output_stream(full) as out:
+        for block in file.blocks():
+            digest.update(block)
+            out.write(block)
+            size += len(block)
+    return digest.hexdigest(), size
+
+
+def places(config: Config, run: Store) -> dict[str, Place]:
+    """The folders of copies that the config asks for, by name."""
+    found = []
+    if config.train.milestone_every_steps is not None:
+        found.append(Place(MILESTONES, run.child(MILESTONES)))
+    if config.train.keep_best:
+        found.append(Place(BEST, run.child(BEST), keep=1))
+    if config.run.copy_to is not None:
+        there = Store(config.run.copy_to).child(config.run.name).child(CHECKPOINTS)
+        found.append(Place("copy", there, keep=config.train.keep_checkpoints))
+    return {place.name: place for place in found}
+
+
+def find_copies(run: Store) -> dict[int, str]:
+    """Step -> folder under the run, of its milestones and its best checkpoint."""
+    found = {}
+    for name in (BEST, MILESTONES):
+        for step, folder in Place(name, run.child(name)).copies().items():
+            found[step] = f"{name}/{folder}"
+    return found
+
+
+class Copies:
+    """Sees the recorder's events; copies in a thread and tells `tell` of each copy, made or failed."""
+
+    def __init__(self, config: Config, run: Store, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.config, self.run, self.tell = config, run, tell
+        self.places = places(config, run)
+        self.losses: dict[int, float] = {}
+        self.best_loss: float | None = None
+        self.jobs: queue.Queue[tuple[Place, int, dict[str, Any]]] = queue.Queue()
+        if self.places:
+            threading.Thread(target=self._work, name="copies", daemon=True).start()
+            self._catch_up()
+
+    def notice(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "validation":
+            self.losses[event["step"]] = mean_loss(event["sources"])
+        elif event["kind"] == "checkpoint" and event["step"] > 0:
+            self._ask(event["step"])
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait for the copies that were asked for; whether all are done."""
+        deadline = time.monotonic() + timeout_s
+        while self.jobs.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.jobs.unfinished_tasks
+
+    def _ask(self, step: int) -> None:
+        every, loss = self.config.train.milestone_every_steps, self.losses.get(step)
+        if every is not None and step % every == 0:
+            self.jobs.put((self.places[MILESTONES], step, {}))
+        if BEST in self.places and loss is not None and (self.best_loss is None or loss < self.best_loss):
+            self.best_loss = loss
+            self.jobs.put((self.places[BEST], step, {"val_loss": loss}))
+        if "copy" in self.places:
+            self.jobs.put((self.places["copy"], step, {}))
+
+    def _catch_up(self) -> None:
+        """What a driver before this one did not come to copy, and the loss of its best."""
+        if BEST in self.places:
+            store = self.places[BEST].store
+            known = [json.loads(store.read(f"{folder}.json")) for folder in self.places[BEST].copies().values()]
+            self.best_loss = min((record["val_loss"] for record in known), default=None)
+        for step in filter(None, committed_checkpoints(self.run)):
+            every = self.config.train.milestone_every_steps
+            if every is not None and step % every == 0 and step not in self.places[MILESTONES].copies():
+                self.jobs.put((self.places[MILESTONES], step, {}))
+
+    def _work(self) -> None:
+        while True:
+            place, step, about = self.jobs.get()
+            started_s = time.monotonic()
+            try:
+                size = place.add(self.run, step, self._committed(step), about)
+                seconds = time.monotonic() - started_s
+                self.tell({"kind": "copy", "step": step, "to": place.store.uri, "bytes": size, "seconds": seconds})
+            except (PretrainerError, OSError) as error:
+                self.tell({"kind": "copy_failed", "step": step, "to": place.store.uri, "message": str(error)})
+            finally:
+                self.jobs.task_done()
+
+    def _committed(self, step: int) -> str:
+        """The folder of a step, once it is committed."""
+        deadline = time.monotonic() + COMMIT_PATIENCE_S
+        while True:
+            folder = committed_checkpoints(self.run).get(step)
+            if folder is not None:
+                return folder
+            if time.monotonic() > deadline:
+                raise DamagedError(f"the checkpoint of step {step} is not on the list any more")
+            time.sleep(POLL_S)
+
+
+def mean_loss(sources: Mapping[str, Mapping[str, float]]) -> float:
+    """Held-out loss in nats per target over all sources: the rule by which a checkpoint is the best."""
+    targets = sum(values["targets"] for values in sources.values())
+    return sum(values["loss"] * values["targets"] for values in sources.values()) / max(1, targets)
