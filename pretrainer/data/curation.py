@@ -25,13 +25,17 @@ from pretrainer.data.filters.language import check_language_config, language_sta
 from pretrainer.data.filters.licences import licence_stage
 from pretrainer.data.filters.normalise import normalise_texts
 from pretrainer.data.filters.pii import pii_stage
+from pretrainer.data.filters.rules import Rule
 from pretrainer.data.filters.score import score_stage
-from pretrainer.data.filters.stage import Stage, Verdict, run_stages, text_stage, with_texts
+from pretrainer.data.filters.stage import Measured, Stage, Verdict, run_stages, text_stage, with_texts
 from pretrainer.data.filters.toxicity import check_toxicity_config, toxicity_stage
 from pretrainer.data.filters.urls import check_url_config, url_stage
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.quality.classifier import quality_stage
 from pretrainer.data.quality.perplexity import perplexity_stage
+from pretrainer.data.quarantine import is_left_out
+from pretrainer.data.readers.reading import Stop
+from pretrainer.schema import QUARANTINED
 
 Builder = Callable[[SourcePlan], Sequence[Stage]]
 
@@ -113,15 +117,26 @@ def run_before_dedup(plan: SourcePlan, docs: pa.Table) -> Verdict:
     return run_stages(with_texts(docs, normalise_texts(docs.column("text"))), _before(plan), plan.source.annotate)
 
 
-def run_after_dedup(plan: SourcePlan, docs: pa.Table) -> Verdict:
-    """The second half, over documents that dedup kept."""
-    return run_stages(docs, _after(plan), plan.source.annotate)
+def run_after_dedup(plan: SourcePlan, docs: pa.Table, stops: Sequence[Stop] = ()) -> Verdict:
+    """The second half, over documents that dedup kept; those that stops name are seen by no stage of it."""
+    verdict = run_stages(docs, (*_quarantine(stops), *_after(plan)), plan.source.annotate)
+    verdict.measures.pop(QUARANTINED, None)
+    return verdict
 
 
-def edit_held_out(plan: SourcePlan, docs: pa.Table) -> pa.Table:
+def edit_held_out(plan: SourcePlan, docs: pa.Table, stops: Sequence[Stop] = ()) -> pa.Table:
     """Held-out documents as training ones would be read; decontamination is what keeps training away from them."""
     stages = [stage for name in AFTER_DEDUP if name != "decontamination" for stage in _build(AFTER_DEDUP, name, plan)]
-    return run_stages(docs, stages, plan.source.annotate).docs
+    return run_stages(docs, (*_quarantine(stops), *stages), plan.source.annotate).docs
+
+
+def _quarantine(stops: Sequence[Stop]) -> list[Stage]:
+    """In front of the stages that a document kills, one that drops it."""
+
+    def measure(docs: pa.Table) -> Measured:
+        return {QUARANTINED: is_left_out(docs, stops).astype(float)}, docs
+
+    return [Stage("quarantine", measure, (Rule(QUARANTINED, QUARANTINED, most=0),))] if stops else []
 
 
 # Built once in a process: some stages read files and make tables of them.

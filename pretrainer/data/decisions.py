@@ -28,7 +28,7 @@ from pretrainer.schema import DeadLetter, from_ipc, to_ipc
 from pretrainer.storage import Store
 
 READ, DEDUP = "read", "dedup"
-"""Stages beside those of config.STAGES."""
+"""Stages beside those of config.STAGES and `quarantine`."""
 COLUMNS = (
     "source", "shard", "row", "id", "url", "language", "licence", "kept", "stage", "reason", "duplicate_of",
     "similarity",

@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +18,21 @@ import pyarrow.compute as pc
 import ray
 
 from pretrainer.config import SourceConfig
+from pretrainer.data import fingerprint
 from pretrainer.data.curation import edit_held_out
 from pretrainer.data.dedup.dedup import DedupIndex, Sketches, signatures
 from pretrainer.data.packing.packing import empty_row, pack_window, slot_block
 from pretrainer.data.plan import SourcePlan
-from pretrainer.data.stages import curate_chunk, raw_chunks, tokenize_documents
+from pretrainer.data.quarantine import Quarantine, guarded, is_left_out
+from pretrainer.data.readers.reading import Stop
+from pretrainer.data.stages import (
+    attempt_unit,
+    curate_chunk,
+    do_guarded,
+    raw_chunks,
+    record_by_clock,
+    tokenize_documents,
+)
 from pretrainer.errors import SourceError
 from pretrainer.schema import ChunkReport, from_ipc, to_ipc
 from pretrainer.storage import Store
@@ -55,7 +67,11 @@ def hold_out(plan: SourcePlan) -> tuple[pa.Table, float]:
 
 
 def run_pilot(plan: SourcePlan) -> Pilot:
-    """Read and filter the first chunks of a source and hold documents out; SourceError when nothing is kept."""
+    """Read and filter the first chunks of a source and hold documents out; SourceError when nothing is kept.
+
+    What kills its reader, or the stages that edit what is held out, is left out as in the stream (`quarantine`). The
+    stream finds it for itself: its ledger has no name yet.
+    """
     units = [plan.place(p).unit for p in range(min(plan.config.held_out_chunks, plan.units))]
     chunks = ray.get([first_chunk.remote(plan, unit) for unit in units])
     docs = pa.concat_tables([docs for docs, _sketches, _report in chunks])
@@ -69,7 +85,8 @@ def run_pilot(plan: SourcePlan) -> Pilot:
     background = _background(docs.column("text"), ranks.argsort(kind="stable")[len(chosen) :])
     kept = DedupIndex(plan.config.dedup).decide(np.arange(len(chosen), dtype=np.int64), sketches.select(chosen)).kept
     share = sum(pc.binary_length(docs.column("text")).to_pylist()) / sum(r.bytes_read for _d, _s, r in chunks)
-    return Pilot(edit_held_out(plan, docs.take(chosen[kept])), min(1.0, share), background)
+    held = ray.get(_edited.remote(plan, docs.take(chosen[kept])))
+    return Pilot(held, min(1.0, share), background)
 
 
 def _background(texts: pa.ChunkedArray, order: np.ndarray) -> pa.LargeStringArray:
@@ -81,9 +98,40 @@ def _background(texts: pa.ChunkedArray, order: np.ndarray) -> pa.LargeStringArra
 @ray.remote(num_cpus=1)
 def first_chunk(plan: SourcePlan, unit: int) -> tuple[pa.Table, bytes, ChunkReport]:
     """(filtered documents, IPC of their sketches, report) of the first chunk of a unit."""
-    docs, report, _last = next(iter(raw_chunks(plan, unit)))
-    kept, sketches = curate_chunk(plan, docs, report)
-    return kept, to_ipc(sketches.to_table()), report
+    return read_first_chunk(plan, unit)
+
+
+def read_first_chunk(plan: SourcePlan, unit: int) -> tuple[pa.Table, bytes, ChunkReport]:
+    """What `first_chunk` gives."""
+
+    def read(stops: Sequence[Stop]) -> Iterator[tuple[pa.Table, bytes, ChunkReport]]:
+        for docs, report, _last in islice(raw_chunks(plan, unit, stops=stops), 1):
+            record_by_clock(plan, unit, quarantine, report)
+            kept, sketches = curate_chunk(plan, docs, report)
+            yield kept, to_ipc(sketches.to_table()), report
+
+    quarantine, attempt = Quarantine(pilot_store(plan), unit), partial(attempt_unit, plan, unit, 1)
+    (found,) = guarded(quarantine, plan.config.max_shard_failures, attempt, read)
+    return found
+
+
+@ray.remote(num_cpus=1)
+def _edited(plan: SourcePlan, docs: pa.Table) -> pa.Table:
+    return edit_guarded(plan, docs)
+
+
+def edit_guarded(plan: SourcePlan, docs: pa.Table) -> pa.Table:
+    """`curation.edit_held_out` without the documents that kill it."""
+    return do_guarded(plan, Quarantine(pilot_store(plan), "held_out"), partial(edit_held_out, plan), docs)
+
+
+def pilot_store(plan: SourcePlan) -> Store:
+    """Where verdicts on what is read before the stream stand, by unit of the manifest.
+
+    Named by what makes units and rows what they are; the rest of the config, and mended code, change no verdict.
+    """
+    name = f"{plan.source.name}-{fingerprint.digest([plan.config.chunk_bytes, plan.source.format])}"
+    return Store(plan.data_uri).child(f"pilots/{name}")
 
 
 def _hash_share(*key: str) -> float:
@@ -120,7 +168,7 @@ def _write_held_out(plan: SourcePlan, docs: pa.Table, data: Store) -> HeldOut:
     sketches = signatures(docs.column("text"), plan.config.dedup, docs.column("url"))
     data.create(f"held_out/{plan.source.name}.sketches.arrow", to_ipc(sketches.to_table()))
     data.create(f"held_out/{plan.source.name}.documents.arrow", to_ipc(docs))
-    tokenized = tokenize_documents(plan, docs)
+    docs, tokenized = ray.get(_tokenized.remote(plan, docs))
     lengths = np.array([len(t) for t in tokenized.column("tokens")])
     used = max(1, int(np.searchsorted(np.cumsum(lengths), plan.config.held_out_max_tokens, side="right")))
     docs, tokenized = docs.slice(0, used), tokenized.slice(0, used)
@@ -128,6 +176,21 @@ def _write_held_out(plan: SourcePlan, docs: pa.Table, data: Store) -> HeldOut:
     size = sum(tokenized.column("bytes").to_pylist())
     zipped = sum(len(gzip.compress(text.encode(), 9, mtime=0)) for text in docs.column("text").to_pylist())
     return HeldOut(used, size, int(lengths[:used].sum()), 8 * zipped / size, _unigram_bits(tokenized) / size)
+
+
+@ray.remote(num_cpus=1)
+def _tokenized(plan: SourcePlan, docs: pa.Table) -> tuple[pa.Table, pa.Table]:
+    return tokenize_guarded(plan, docs)
+
+
+def tokenize_guarded(plan: SourcePlan, docs: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(documents, schema.TOKENIZED of them) without the documents that kill the tokenizer."""
+    return do_guarded(plan, Quarantine(plan.ledger.root, "held_out"), partial(_tokenize, plan), docs)
+
+
+def _tokenize(plan: SourcePlan, docs: pa.Table, stops: Sequence[Stop] = ()) -> tuple[pa.Table, pa.Table]:
+    docs = docs.filter(pa.array(~is_left_out(docs, stops)))
+    return docs, tokenize_documents(plan, docs)
 
 
 def _held_out_rows(plan: SourcePlan, tokenized: pa.Table) -> pa.Table:

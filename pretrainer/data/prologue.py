@@ -7,6 +7,7 @@ function of inputs and config and is created once in the run's data folder; a se
     data/sizes.json                 |D_i| by source, for the mixture
     data/tokenizer.model|.json      the frozen tokenizer
     data/resources/                 files that the config names for curation
+    data/pilots/                    verdicts on content that kills what reads it here (`quarantine`)
     data/decontamination/           the texts that must not be trained on
     data/held_out/<source>.arrow    packed held-out rows (schema.SLOT_BLOCK)
     data/held_out/<source>.sketches.arrow   their index entries

@@ -2,8 +2,10 @@
 
 The same stage functions as in pipeline.py, called in order. Nothing that a run has curated is used: the ledger, token
 shards and window log are written anew into a folder of the replay's own, which gets only what was frozen before the
-run's first step. Cost: everything before the wanted blocks is read and curated too, because dedup decisions and pack
-windows depend on it; disk as much as the token shards of that part.
+run's first step, and the verdicts of the run that depend on its machines: quarantined content, and pages of HTML that
+took too long or too much memory. What came through then has PATIENCE times as long now. Cost: everything before the
+wanted blocks is read and curated too, because dedup decisions and pack windows depend on it; disk as much as the token
+shards of that part.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from pretrainer.config import DataConfig
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.dedup.in_order import InOrderDedup
 from pretrainer.data.dedup.sealed import FROZEN as SEALED
@@ -24,6 +27,9 @@ from pretrainer.errors import StreamError
 from pretrainer.schema import Batch
 from pretrainer.storage import Store
 
+PATIENCE = 20
+"""A page that the run extracted in time may take so many times as long on the machine of the replay."""
+
 
 def fresh_plans(plans: Sequence[SourcePlan], folder: Store) -> list[SourcePlan]:
     """The same plans over an empty data folder that holds what the run was given or has frozen, and nothing else."""
@@ -32,15 +38,19 @@ def fresh_plans(plans: Sequence[SourcePlan], folder: Store) -> list[SourcePlan]:
     frozen = [path for name in ("resources", "held_out", "decontamination") for path, *_ in data.list(name)]
     for name in ("manifest.arrow", tokenizer, *frozen):
         folder.create(name, data.read(name))
-    fresh = [replace(plan, data_uri=folder.uri) for plan in plans]
+    fresh = [replace(plan, data_uri=folder.uri, config=_patient(plan.config)) for plan in plans]
     for old, new in zip(plans, fresh, strict=True):
         for path in _verdicts(old.ledger.root):
             new.ledger.root.create(path, old.ledger.root.read(path))
     return fresh
 
 
+def _patient(config: DataConfig) -> DataConfig:
+    return replace(config, extract=replace(config.extract, timeout_s=PATIENCE * config.extract.timeout_s))
+
+
 def _verdicts(ledger: Store) -> list[str]:
-    """What of a ledger counts as input: which sealed indexes it was begun with, and which content is quarantined."""
+    """What of a ledger counts as input: which sealed indexes it was begun with, and which content is left out."""
     stops = [path for path, *_ in ledger.list("quarantine") if "/stop-" in path]
     return stops + ([SEALED] if ledger.exists(SEALED) else [])
 

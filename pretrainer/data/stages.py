@@ -7,8 +7,11 @@ through curation), `tokens` (a committed chunk read back) or `unit` (a unit of a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,12 +21,13 @@ from pretrainer.data.decisions import record_decisions, record_read
 from pretrainer.data.dedup.dedup import Sketches, signatures
 from pretrainer.data.filters.stage import Verdict
 from pretrainer.data.ledger.pages import ChunkKey
-from pretrainer.data.plan import Place, SourcePlan
-from pretrainer.data.quarantine import Quarantine, probe_unit
+from pretrainer.data.plan import Place, SourcePlan, load_manifest
+from pretrainer.data.quarantine import Quarantine, Tell, guarded, is_left_out
+from pretrainer.data.readers.extract import BY_CLOCK
 from pretrainer.data.readers.formats import Watch, read_unit, unwatched
 from pretrainer.data.readers.reading import BEGINNING, Resume, Stop
-from pretrainer.errors import PretrainerError, StreamError
-from pretrainer.schema import TOKENIZED, ChunkReport, DeadLetter, from_ipc, to_ipc
+from pretrainer.errors import StreamError
+from pretrainer.schema import QUARANTINED, TOKENIZED, ChunkReport, DeadLetter, from_ipc, to_ipc
 
 CHUNK_ROW = pa.schema(
     [
@@ -127,27 +131,50 @@ def read_chunks(
             yield chunk_row(position, key, last, "fresh", report, kept, sketches)
 
 
+T = TypeVar("T")
 Curated = tuple[ChunkKey, bool, ChunkReport, pa.Table, Sketches]
 
 
 def _fresh_chunks(plan: SourcePlan, place: Place, chunk: int) -> Iterator[Curated]:
     """The chunks of a unit from number `chunk` on, read and curated; what kills its reader is left out."""
-    quarantine, resume = Quarantine(plan.ledger, place.curated_at), _resume(plan, place, chunk)
-    if quarantine.is_suspect(plan.config.max_shard_failures):
-        quarantine.add_if(probe_unit(plan, place.unit, quarantine.stops))
-    quarantine.begin()
-    while True:
-        try:
-            for docs, report, last in raw_chunks(plan, place.unit, chunk, resume, quarantine.stops):
-                key = ChunkKey(place.curated_at, chunk)
-                yield key, last, report, *curate_chunk(plan, docs, report, key)
-                chunk, resume = chunk + 1, Resume(**report.next) if report.next else resume
-            return quarantine.end()
-        except PretrainerError:
-            raise
-        except Exception:  # of content, perhaps: the probe finds out
-            if not quarantine.add_if(probe_unit(plan, place.unit, quarantine.stops)):
-                raise
+    resume = _resume(plan, place, chunk)
+
+    def read(stops: Sequence[Stop]) -> Iterator[Curated]:
+        nonlocal chunk, resume
+        for docs, report, last in raw_chunks(plan, place.unit, chunk, resume, stops):
+            record_by_clock(plan, place.unit, quarantine, report)
+            key = ChunkKey(place.curated_at, chunk)
+            yield key, last, report, *curate_chunk(plan, docs, report, key)
+            chunk, resume = chunk + 1, Resume(**report.next) if report.next else resume
+
+    quarantine, attempt = Quarantine(plan.ledger.root, place.curated_at), partial(attempt_unit, plan, place.unit, None)
+    yield from guarded(quarantine, plan.config.max_shard_failures, attempt, read)
+
+
+def record_by_clock(plan: SourcePlan, unit: int, quarantine: Quarantine, report: ChunkReport) -> None:
+    """Pages that a limit of this machine refused are verdicts from now on, before dedup sees their neighbours."""
+    for letter in report.dead_letters:
+        if letter.reason in BY_CLOCK:
+            piece = [piece.path for piece in plan.unit_plan.pieces(unit)].index(letter.shard)
+            quarantine.add_if(Stop(piece, letter.row, False, letter.detail, letter.reason))
+
+
+def attempt_unit(plan: SourcePlan, unit: int, chunks: int | None, stops: Sequence[Stop], tell: Tell) -> None:
+    """`quarantine.Attempt`: read the first chunks of a unit (None: all) by record and curate them by document."""
+    pieces = {piece.shard: number for number, piece in enumerate(plan.unit_plan.pieces(unit))}
+    found = raw_chunks(plan, unit, stops=stops, watch=lambda piece, row: tell(piece, row, True))
+    for docs, report, _last in islice(found, chunks):
+        curate = partial(curate_chunk, plan, report=report)
+        attempt_documents(curate, docs, (), lambda shard, row, is_rest: tell(pieces[shard], row, is_rest))
+
+
+def attempt_documents(work: Callable[[pa.Table], object], docs: pa.Table, stops: Sequence[Stop], tell: Tell) -> None:
+    """`quarantine.Attempt`: do something with documents, one by one; tells their shards as pieces."""
+    docs = docs.filter(pa.array(~is_left_out(docs, stops)))
+    places = zip(docs.column("shard").to_pylist(), docs.column("row").to_pylist(), strict=True)
+    for number, (shard, row) in enumerate(places):
+        tell(shard, row, False)
+        work(docs.slice(number, 1))
 
 
 def _resume(plan: SourcePlan, place: Place, chunk: int) -> Resume:
@@ -191,18 +218,44 @@ def curate_chunk(
 
 
 def finish_chunk(plan: SourcePlan, docs: pa.Table, report: ChunkReport, key: ChunkKey) -> pa.Table:
-    """The stages behind dedup, over what it kept; `report` gets their drops and how many documents are left."""
-    verdict = run_after_dedup(plan, docs)
+    """The stages behind dedup and the tokenizer, over what dedup kept: schema.TOKENIZED; what kills them is left out.
+
+    `report` gets their drops, the quarantined as dead letters, and how many documents are left. Dead letters of here
+    come too late for `data.max_dead_letter_share`.
+    """
+    done = f"decisions/{key.name}.parquet" if plan.config.decisions else f"tokens/{key.name}.arrow"
+    quarantine = Quarantine(plan.ledger.root, key.name, done)
+    verdict, tokenized = do_guarded(plan, quarantine, partial(finish_documents, plan), docs)
     if plan.config.decisions:
         record_decisions(plan, key, verdict)
     count_drops(verdict, report)
+    report.dead_letters += [_letter(plan, stop) for stop in quarantine.stops]
     report.kept = verdict.docs.num_rows
-    return verdict.docs
+    return tokenized
+
+
+def finish_documents(plan: SourcePlan, docs: pa.Table, stops: Sequence[Stop] = ()) -> tuple[Verdict, pa.Table]:
+    """(what the stages behind dedup say, schema.TOKENIZED of what they keep)."""
+    verdict = run_after_dedup(plan, docs, stops)
+    return verdict, tokenize_documents(plan, verdict.docs)
+
+
+def do_guarded(plan: SourcePlan, quarantine: Quarantine, work: Callable[..., T], docs: pa.Table) -> T:
+    """work(docs, stops): what kills it of these documents is left out. `work` must pickle."""
+    attempt = partial(attempt_documents, work, docs)
+    (done,) = guarded(quarantine, plan.config.max_shard_failures, attempt, lambda stops: [work(docs, stops)])
+    return done
+
+
+def _letter(plan: SourcePlan, stop: Stop) -> DeadLetter:
+    path = load_manifest(plan.data_uri).shard(plan.index, stop.piece).path
+    return DeadLetter(plan.source.name, path, stop.row, stop.reason, stop.cause)
 
 
 def count_drops(verdict: Verdict, report: ChunkReport) -> None:
+    """A quarantined document is a dead letter and no drop."""
     for reason, kept in zip(verdict.reasons, verdict.kept, strict=True):
-        if reason is not None and not kept:
+        if reason not in (None, QUARANTINED) and not kept:
             report.drop(reason)
 
 
@@ -212,7 +265,7 @@ def tokenize_chunk(table: pa.Table, plan: SourcePlan) -> pa.Table:
     if row.kind != "fresh":
         return table
     assert row.report is not None
-    tokenized = tokenize_documents(plan, finish_chunk(plan, from_ipc(row.docs), row.report, row.key))
+    tokenized = finish_chunk(plan, from_ipc(row.docs), row.report, row.key)
     plan.ledger.commit(row.key, row.last, tokenized, row.report)
     return chunk_row(row.position, row.key, row.last, "tokens", docs=tokenized)
 

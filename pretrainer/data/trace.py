@@ -181,7 +181,7 @@ def find_dropped(plan: SourcePlan, wanted: str, exact: bool) -> Iterator[NotTrai
 
 
 def _raw_chunks(plan: SourcePlan, curated_at: int) -> Iterator[tuple[pa.Table, ChunkReport, bool]]:
-    return raw_chunks(plan, plan.place(curated_at).unit, stops=Quarantine(plan.ledger, curated_at).stops)
+    return raw_chunks(plan, plan.place(curated_at).unit, stops=Quarantine(plan.ledger.root, curated_at).stops)
 
 
 def drops(plan: SourcePlan, key: ChunkKey, docs: pa.Table) -> Iterator[NotTrained]:
@@ -194,7 +194,7 @@ def drops(plan: SourcePlan, key: ChunkKey, docs: pa.Table) -> Iterator[NotTraine
             earlier = _document_at(plan, decided["duplicate_of"])
             yield NotTrained(source, name, decided["reason"], earlier, decided["similarity"])
     unique = apply_decisions(verdict.docs, decisions)
-    yield from _dropped(source, unique, run_after_dedup(plan, unique))
+    yield from _dropped(source, unique, run_after_dedup(plan, unique, Quarantine(plan.ledger.root, key.name).stops))
 
 
 def _dropped(source: str, docs: pa.Table, verdict: Verdict) -> Iterator[NotTrained]:

@@ -60,6 +60,11 @@ def make_plan(
         data = ("\n".join(lines) + "\n").encode()
         path = corpus / f"{start:05d}.jsonl{'.gz' if compressed else ''}"
         path.write_bytes(gzip.compress(data, mtime=0) if compressed else data)
+    return plan_over(folder, corpus, **changes)
+
+
+def plan_over(folder: Path, corpus: Path, **changes: object) -> SourcePlan:
+    """The same over files that are there."""
     of_source = {k: changes.pop(k) for k in ("name", "preset", "rules", "max_epochs") if k in changes}
     source = SourceConfig(**{"name": "synthetic", "uris": (str(corpus),), "preset": "none", **of_source})  # type: ignore[arg-type]
     config = replace(

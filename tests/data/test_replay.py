@@ -5,18 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pretrainer.config import ExtractConfig
 from pretrainer.data.curriculum import Curriculum, Segment, SegmentOrder
+from pretrainer.data.dedup.in_order import InOrderDedup
 from pretrainer.data.ledger.ledger import ChunkKey
 from pretrainer.data.mixture import Mixture
 from pretrainer.data.plan import SourcePlan
+from pretrainer.data.readers import extract
+from pretrainer.data.readers.extract import Verdict
 from pretrainer.data.replay import fresh_plans, replay_blocks, source_blocks
+from pretrainer.data.stages import read_chunks
 from pretrainer.data.trace import SourceTrace, find_dropped, find_kept
 from pretrainer.errors import StreamError
 from pretrainer.schema import DOCUMENTS, Batch, to_ipc
 from pretrainer.storage import Store
-from tests.data.harness import document, make_plan, no_held_out, stream
+from tests.data.harness import document, make_plan, no_held_out, plan_over, stream
 
 TEXTS = [document(n) for n in range(120)]
 TEXTS[50] = TEXTS[3]
@@ -69,6 +75,66 @@ def test_a_poisoned_ledger_changes_nothing(tmp_path: Path) -> None:
         path.write_bytes(b"poison")
     again = list(replay_blocks(fresh_plans([plan], Store(str(tmp_path / "again"))), one_segment(1), 2, 9))
     assert [same(batch, row) for batch, row in zip(again, blocks[2:9], strict=True)] == [True] * 7
+
+
+class Clocked:
+    """An extractor of pages that say how many seconds they take on a machine of speed 1."""
+
+    def __init__(self, config: ExtractConfig, speed: float, asked: list[float]) -> None:
+        self.config, self.speed, self.asked = config, speed, asked
+
+    def extract(self, pages: list[bytes]) -> list[Verdict]:
+        return [self._verdict(*page.decode().split("|")[1:3]) for page in pages]
+
+    def _verdict(self, seconds: str, text: str) -> Verdict:
+        self.asked.append(float(seconds))
+        if float(seconds) / self.speed <= self.config.timeout_s:
+            return Verdict(text)
+        return Verdict(None, "extraction_timeout", f"more than {self.config.timeout_s:g} s of CPU time")
+
+
+def slow_pages(folder: Path) -> SourcePlan:
+    """Pages of HTML of which the deadline of 30 s lets one just through and refuses two."""
+    (folder / "corpus").mkdir()
+    for number in range(60):
+        seconds = {17: 40, 18: 25, 44: 31}.get(number, 1)
+        page = f"<html><body><p>|{seconds}|{document(number)}|</p></body></html>"
+        (folder / "corpus" / f"{number:03d}.html").write_text(page)
+    return plan_over(folder, folder / "corpus", max_dead_letter_share=1.0)
+
+
+def test_a_retry_on_a_faster_machine_does_not_decide_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first try ended behind dedup; its decisions are of the documents that it had."""
+    plan = slow_pages(tmp_path)
+    monkeypatch.setattr(extract, "_extractor", lambda config, _process: Clocked(config, 1.0, []))
+    dedup = InOrderDedup(plan, no_held_out(plan))
+    for position in range(plan.positions):
+        for chunk in read_chunks(pa.table({"position": [position]}), plan, 0):
+            dedup(chunk)
+    monkeypatch.setattr(extract, "_extractor", lambda config, _process: Clocked(config, 4.0, []))
+    stream(plan)
+    assert sorted(letter.shard for letter in plan.ledger.dead_letters()) == ["017.html", "044.html"]
+
+
+@pytest.mark.parametrize("speed", [0.25, 4.0])
+def test_pages_that_took_too_long_are_not_decided_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speed: float
+) -> None:
+    """On a faster machine the refused page would come through, on a slower one the page behind it would not."""
+    asked: list[float] = []
+    monkeypatch.setattr(extract, "_extractor", lambda config, _process: Clocked(config, 1.0, asked))
+    plan = slow_pages(tmp_path)
+    Store(plan.data_uri).create(f"held_out/{plan.source.name}.sketches.arrow", no_held_out(plan))
+    blocks, letters = stream(plan), list(plan.ledger.dead_letters())
+    assert sorted(letter.shard for letter in letters) == ["017.html", "044.html"] and max(asked) == 40
+    asked.clear()
+    monkeypatch.setattr(extract, "_extractor", lambda config, _process: Clocked(config, speed, asked))
+    fresh = fresh_plans([plan], Store(str(tmp_path / "again")))[0]
+    again = list(source_blocks(fresh, 0))
+    assert [same(batch, row) for batch, row in zip(again, blocks, strict=True)] == [True] * len(blocks)
+    assert list(fresh.ledger.dead_letters()) == letters
+    assert [record.to_bytes() for record in fresh.ledger.records()] == [r.to_bytes() for r in plan.ledger.records()]
+    assert len(asked) == 58 and max(asked) == 25, "no machine sees the refused pages again"
 
 
 def test_sources_come_as_the_mixture_says(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@
 
 What decides first is counted, not timed: bytes, nodes and depth (`prescan`). A page that the process dies of, or that
 takes too long or too much memory, is tried once more alone in a fresh process and only then refused, so neither its
-neighbours nor a leak are blamed on it. Such a verdict can differ on another machine; it is a dead letter, so it is part
-of the chunk's committed record and a replay of that chunk does not decide again.
+neighbours nor a leak are blamed on it. Such a verdict (BY_CLOCK) can differ on another machine, so it is written down
+(`data.quarantine`) before anything is decided by it, and no retry, later epoch or replay of the unit decides again.
 
 | reason | meaning |
 |---|---|
@@ -47,6 +47,10 @@ KILLED_TRIES = 3
 """The system kills a process when the node is out of memory, mostly for what others took: so often it is forgiven."""
 
 
+BY_CLOCK = ("extraction_timeout", "extraction_memory", "extraction_crashed")
+"""Reasons that the machine decides, and not the page alone."""
+
+
 class Verdict(NamedTuple):
     """What became of a page: its text, or None and why."""
 
@@ -85,7 +89,8 @@ def refusal(html: bytes, config: ExtractConfig) -> Verdict | None:
 def extracted(reading: Reading, items: Generator[Record | Page, None, int]) -> Generator[Record, None, int]:
     """The same in the same order with pages as documents; returns what `items` returns.
 
-    So far ahead of the last record given are at most BATCH_PAGES pages and the records between them.
+    So far ahead of the last record given are at most BATCH_PAGES pages and the records between them. A page that is
+    left out in any case is not extracted.
     """
     waiting: list[Record | Page] = []
     pages = size = 0
@@ -95,6 +100,8 @@ def extracted(reading: Reading, items: Generator[Record | Page, None, int]) -> G
         except StopIteration as stop:
             yield from _settled(reading, waiting)
             return int(stop.value)
+        if isinstance(item, Page) and item.record.row in reading.left_out:
+            item = item.record
         if not waiting:
             reading.starts.before((item.record if isinstance(item, Page) else item).start - reading.base)
         waiting.append(item)

@@ -131,8 +131,9 @@ def _records(
     watch: Watch,
 ) -> Iterator[tuple[Reading, Record]]:
     for number in range(resume.piece, len(pieces)):
-        reading = Reading(pieces[number], source, *limits, resume, extract)
         here = [stop for stop in stops if stop.piece == number]
+        left_out = frozenset(stop.row for stop in here if not stop.is_rest)
+        reading = Reading(pieces[number], source, *limits, resume, extract, left_out=left_out)
         size = yield from _labelled(reading, READERS[reading.format](reading), here, partial(watch, number))
         resume = Resume(number + 1, reading.base + size)
 
@@ -145,7 +146,7 @@ def _labelled(
     Where the rest is left out that is the size of the piece, or what was read if that is more.
     """
     rest = next((stop for stop in stops if stop.is_rest), None)
-    single = {stop.row: stop.cause for stop in stops if not stop.is_rest}
+    single = {stop.row: stop for stop in stops if not stop.is_rest}
     row, at = reading.resume.row - 1, reading.resume.offset
     while rest is None or row < rest.row:
         watch(row)
@@ -155,7 +156,8 @@ def _labelled(
             return int(stop.value)
         row, at = record.row, record.start + record.size - reading.base
         if row in single:
-            record = record._replace(id=None, text=None, reason=QUARANTINED, detail=single[row], is_dropped=False)
+            reason, detail = single[row].reason, single[row].cause
+            record = record._replace(id=None, text=None, reason=reason, detail=detail, is_dropped=False)
         yield reading, record
     detail = f"the rest of the shard: {rest.cause}"
     yield reading, reading.refused(at, 0, row + 1, QUARANTINED, detail)._replace(offset=at)

@@ -12,6 +12,7 @@ from pretrainer.config import ExtractConfig, SourceConfig
 from pretrainer.data.readers.decompress import MemberStarts, Start, decompressed, skipped
 from pretrainer.data.readers.units import Piece, shard_format
 from pretrainer.errors import SourceError
+from pretrainer.schema import QUARANTINED
 from pretrainer.storage import RetryingFile, Store, redact
 
 NEWLINE = b"\n"
@@ -40,12 +41,13 @@ class Record(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """A verdict of `data.quarantine`: of a piece the record `row` is left out, or (`is_rest`) all that is behind it."""
+    """A verdict in `data.quarantine`: of a piece the record `row` is left out, or (`is_rest`) all that is behind it."""
 
-    piece: int
+    piece: int  # of its unit; behind the reader, where a document has none, its shard
     row: int
     is_rest: bool
     cause: str
+    reason: str = QUARANTINED  # of the dead letter
 
 
 class Resume(NamedTuple):
@@ -77,6 +79,7 @@ class Reading:
     resume: Resume
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     starts: MemberStarts = field(default_factory=MemberStarts)
+    left_out: frozenset[int] = frozenset()  # rows of records whose text nobody will see
 
     def __post_init__(self) -> None:
         self.starts.passed[:] = [Start(self.resume.before, self.resume.address)]
