@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
@@ -134,7 +135,7 @@ RULES = (Rule("second_letter", "second_e", most=0),)
 
 @pytest.mark.usefixtures("loud_stage")
 def test_stages_behind_dedup_drop_edit_and_are_logged(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, TEXTS, decisions=True, order_seed=77)
+    plan = make_plan(tmp_path, TEXTS, decisions=True, order_seed=77, chunk_bytes=4096)  # repeats amid their chunks
     stream(plan)
     rows = {row["id"]: row for row in log_of(plan)}
     dropped = [row for row in rows.values() if row["reason"] == "second_letter"]
@@ -147,6 +148,32 @@ def test_stages_behind_dedup_drop_edit_and_are_logged(tmp_path: Path) -> None:
         assert all(plan.tokenizer.decode(ids).isupper() for ids in tokens.column("tokens").to_pylist())
     repeats = [row for row in rows.values() if row["stage"] == "dedup"]
     assert repeats and all(row["second_e"] is None for row in repeats)
+    for number, text in enumerate(TEXTS):
+        (row,) = [row for row in rows.values() if _is(row, number)]
+        assert row["stage"] == "dedup" or row["second_e"] == (text[1] == "e")
+
+
+def test_labels_are_logged_as_the_last_stage_that_saw_a_document_left_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second_letter(docs: pa.Table) -> tuple[dict, pa.Table]:
+        return {"second_e": np.array([text[1] == "e" for text in docs.column("text").to_pylist()], float)}, docs
+
+    def length(docs: pa.Table) -> tuple[dict, pa.Table]:
+        odd = np.array([len(text) % 2 for text in docs.column("text").to_pylist()], float)
+        names = pa.array(["odd" if each else "even" for each in odd], pa.large_string())
+        return {"odd": odd}, docs.set_column(docs.schema.get_field_index("language"), "language", names)
+
+    stages = [Stage("url", second_letter, RULES), Stage("language", length, (Rule("odd_length", "odd", most=0),))]
+    monkeypatch.setitem(curation.BEFORE_DEDUP, "language", lambda plan: stages)
+    plan = make_plan(tmp_path, TEXTS, decisions=True)
+    stream(plan)
+    rows = log_of(plan)
+    found = [(next(row for row in rows if _is(row, number)), text) for number, text in enumerate(TEXTS)]
+    assert {row["reason"] for row, _text in found} >= {"second_letter", "odd_length", None}
+    for row, text in found:
+        seen = "odd" if len(text) % 2 else "even"
+        assert row["language"] == ("" if row["reason"] == "second_letter" else seen)
 
 
 @pytest.mark.usefixtures("loud_stage")
