@@ -218,7 +218,7 @@ def test_the_scan_reads_each_byte_a_few_times(monkeypatch: pytest.MonkeyPatch) -
     shapes = [measure_page(page, 10**7, 512) for page in pages]
     interpret_kernels(monkeypatch, prescan)
     find, compared = prescan._find, Work()
-    monkeypatch.setattr(prescan, "_find", lambda stack, depth, wanted: find(CountedBytes(stack, compared), depth, wanted))
+    monkeypatch.setattr(prescan, "_find", lambda stack, *rest: find(CountedBytes(stack, compared), *rest))
     for page, shape in zip(pages, shapes, strict=True):
         reads, compared.done = Work(), 0
         assert prescan._scan(CountedBytes(page, reads), 10**7, 512) == shape

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from pipelines import inspect_data
 from pretrainer.config import Config, DataConfig, DedupConfig, LanguageConfig, SourceConfig, TrainConfig
-from pretrainer.config.data import LineDedupConfig
+from pretrainer.config.dedup import LineDedupConfig
 from pretrainer.data.curation import run_after_dedup, run_before_dedup
 from pretrainer.data.dedup.dedup import DedupIndex, signatures
 from pretrainer.data.dedup.in_order import decisions_table

@@ -254,9 +254,9 @@ def count_copies(function: Callable[..., str], work: Work) -> Callable[..., str]
 
 
 def test_work_is_linear_in_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four times a text takes about four times the work: each mark opened, closed, crossed, repeated or never closed."""
+    """Four times a text takes about four times the work: each mark opened, closed, crossed, repeated, never closed."""
     small, large = hard_texts(40), hard_texts(160)
-    lines = [[lines_run(wikitext, lambda text=text: clean_wikitext(text)) for text in texts] for texts in (small, large)]
+    lines = [[lines_run(wikitext, lambda text=one: clean_wikitext(text)) for one in texts] for texts in (small, large)]
     work = Work()
     count_patterns(monkeypatch, wikitext, work)
     for name in ("_label", "_template"):
