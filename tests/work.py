@@ -213,10 +213,9 @@ class CountedPattern:
             for end in self._ends(value[1], at):
                 self.groups[value[0]] = (at, end)
                 yield end
-        elif name == "MAX_REPEAT":
-            yield from self._repeats(*value, at)
-        elif name == "POSSESSIVE_REPEAT":
-            yield from itertools.islice(self._repeats(*value, at), 1)
+        elif name in ("MAX_REPEAT", "POSSESSIVE_REPEAT"):
+            least, most, items = value
+            yield from itertools.islice(self._repeats(least, most, items, at), 1 if name[0] == "P" else None)
         elif name in ("ASSERT", "ASSERT_NOT"):
             begin = at - value[0]
             if (begin >= 0 and any(True for _ in self._ends(value[1], begin))) == (name == "ASSERT"):
