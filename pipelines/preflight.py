@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from pipelines.cli import Cluster, cluster, running_cluster
-from pretrainer.config import Config
+from pretrainer.config import Config, DataConfig
 from pretrainer.data.curation import check_curation
 from pretrainer.data.dedup.memory import bytes_per_document, refuse_if_too_large
 from pretrainer.data.dedup.sealed import survey
@@ -125,28 +125,30 @@ def _check_length(config: Config, manifest: Manifest) -> None:
             )
 
 
+Row = tuple[str, str]
+"""(name of a number of the plan, the number in words)."""
+
+
 def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size: int) -> list[str]:
     """The derived plan, one aligned line per number."""
-    data, train = config.data, config.train
-    parameters = parameter_count(config.model, vocab_size)
-    per_token = flops_per_token(config.model, vocab_size, data.seq_len)
-    tokens = config.total_steps * train.global_batch_tokens
-    sizes = manifest.source_bytes()
-    mixture = make_mixture(mixing_weights(data.sources, sizes), data.mix_cycle)
-    lo, hi = train.worker_range
-    slot_tokens = data.seq_len * data.slot_sequences
-    # What auto becomes is known on the worker alone: count the larger type.
-    precision: Literal["float32", "bfloat16"] = "float32" if train.precision == "auto" else train.precision
-    memory_bytes = (
-        exact_memory_estimate_bytes(config.model, vocab_size, precision)
-        if train.exact
-        else memory_estimate_bytes(config.model, vocab_size, hi, precision)
-    )
     rows = [
+        *_model_rows(config, vocab_size),
+        *_training_rows(config, cluster, vocab_size),
+        *_cluster_rows(config, cluster),
+        *_index_rows(config.data),
+        *_source_rows(config.data, manifest),
+    ]
+    return [f"  {name:<22}{text}" for name, text in rows]
+
+
+def _model_rows(config: Config, vocab_size: int) -> list[Row]:
+    model, train = config.model, config.train
+    parameters, per_token = parameter_count(model, vocab_size), flops_per_token(model, vocab_size, config.data.seq_len)
+    tokens = config.total_steps * train.global_batch_tokens
+    return [
         (
             "model",
-            f"{parameters:,} parameters ({config.model.layers} layers, width {config.model.hidden}, "
-            f"vocabulary {vocab_size:,})",
+            f"{parameters:,} parameters ({model.layers} layers, width {model.hidden}, vocabulary {vocab_size:,})",
         ),
         ("compute", f"{per_token:,} FLOPs per token, {per_token * tokens:.3g} FLOPs in all"),
         (
@@ -154,20 +156,36 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
             f"{config.total_steps:,} steps x {train.global_batch_tokens:,} tokens = {tokens:,} tokens"
             f" ({tokens / parameters:.1f} per parameter)",
         ),
-        ("batch", f"{config.slot_blocks_per_step} slot blocks of {data.slot_sequences} x {data.seq_len} tokens"),
-        (
-            "workers",
-            f"{lo} to {hi}, useful sizes {useful_sizes(config.slot_blocks_per_step, lo, hi)}"
-            if lo != hi
-            else f"{hi} on {'GPU' if uses_gpu(config, cluster) else 'CPU'}, {train.cpus_per_worker:g} CPU each",
-        ),
-        (
-            "memory",
-            f"about {memory_bytes / GIB:.2f} GiB per worker for parameters, gradients and optimizer",
-        ),
+    ]
+
+
+def _training_rows(config: Config, cluster: Cluster, vocab_size: int) -> list[Row]:
+    data, (lo, hi), blocks = config.data, config.train.worker_range, config.slot_blocks_per_step
+    device = "GPU" if uses_gpu(config, cluster) else "CPU"
+    fixed = f"{hi} on {device}, {config.train.cpus_per_worker:g} CPU each"
+    memory = _memory_bytes(config, vocab_size) / GIB
+    return [
+        ("batch", f"{blocks} slot blocks of {data.slot_sequences} x {data.seq_len} tokens"),
+        ("workers", f"{lo} to {hi}, useful sizes {useful_sizes(blocks, lo, hi)}" if lo != hi else fixed),
+        ("memory", f"about {memory:.2f} GiB per worker for parameters, gradients and optimizer"),
+    ]
+
+
+def _memory_bytes(config: Config, vocab_size: int) -> float:
+    """Of a worker. What precision auto becomes is known on the worker alone: the larger type is counted."""
+    train = config.train
+    precision: Literal["float32", "bfloat16"] = "float32" if train.precision == "auto" else train.precision
+    if train.exact:
+        return exact_memory_estimate_bytes(config.model, vocab_size, precision)
+    return memory_estimate_bytes(config.model, vocab_size, train.worker_range[1], precision)
+
+
+def _cluster_rows(config: Config, cluster: Cluster) -> list[Row]:
+    slot_tokens, needs = config.data.seq_len * config.data.slot_sequences, data_cpus(config.data)
+    return [
         (
             "cluster",
-            f"{cluster.nodes} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; data needs {data_cpus(data):g} CPUs",
+            f"{cluster.nodes} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; data needs {needs:g} CPUs",
         ),
         (
             "split",
@@ -175,20 +193,27 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
             "raise data.slot_sequences if the trainers are faster",
         ),
     ]
-    if data.dedup.near or data.dedup.exact:
-        each = bytes_per_document(data.dedup)
-        rows.append(("dedup index", f"about {each:,.0f} bytes for each document kept, in one process for each source"))
-    rows += [
+
+
+def _index_rows(data: DataConfig) -> list[Row]:
+    each = bytes_per_document(data.dedup)
+    own = ("dedup index", f"about {each:,.0f} bytes for each document kept, in one process for each source")
+    sealed_rows = [
         ("sealed index", f"{sealed.documents:,} documents of {redact(sealed.uri)}, seen before those of every source")
         for sealed in survey(data.dedup)
     ]
-    for i, source in enumerate(data.sources):
-        units = len(UnitPlan(manifest, i, data.chunk_bytes))
-        rows.append(
-            (
-                f"source {source.name}",
-                f"{sizes[i]:,} bytes in {manifest.tables[i].num_rows:,} shards, {units:,} units, "
-                f"{mixture.shares[i]} of {mixture.cycle} slot blocks, {source.max_epochs} epochs at most",
-            )
+    return [own, *sealed_rows] if data.dedup.near or data.dedup.exact else sealed_rows
+
+
+def _source_rows(data: DataConfig, manifest: Manifest) -> list[Row]:
+    sizes = manifest.source_bytes()
+    mixture = make_mixture(mixing_weights(data.sources, sizes), data.mix_cycle)
+    return [
+        (
+            f"source {source.name}",
+            f"{sizes[i]:,} bytes in {manifest.tables[i].num_rows:,} shards, "
+            f"{len(UnitPlan(manifest, i, data.chunk_bytes)):,} units, "
+            f"{mixture.shares[i]} of {mixture.cycle} slot blocks, {source.max_epochs} epochs at most",
         )
-    return [f"  {name:<22}{text}" for name, text in rows]
+        for i, source in enumerate(data.sources)
+    ]

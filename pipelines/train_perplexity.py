@@ -15,7 +15,8 @@ import argparse
 from collections.abc import Sequence
 
 from pipelines.cli import run_main
-from pretrainer.data.quality.corpus import Corpus, read_corpus
+from pipelines.training import add_sizes, check_sizes, read_argument, read_line, training_parser, write_model
+from pretrainer.data.quality.corpus import Corpus
 from pretrainer.data.quality.model_file import check_target
 from pretrainer.data.quality.perplexity import PerplexityModel
 from pretrainer.data.quality.train_ngrams import own_tokenizer, train
@@ -33,27 +34,22 @@ def main(arguments: Sequence[str]) -> int:
     sample = read(options, "sample") if options.sample else None
     tokenizer = given or own_tokenizer(reference, options.vocab_size)
     model = train(reference, tokenizer, options.order, options.min_count, options.held_out, sample)
-    content = model.to_bytes()
-    Store(options.to).write("", content)
-    print("\n".join([*report_lines(model), *usage_lines(options.to, len(content))]))
+    written = write_model(options.to, model.to_bytes(), *usage(options.to))
+    print("\n".join([*report_lines(model), *written]))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m pipelines.train_perplexity", description=__doc__.split("\n\n")[0])
+    found = training_parser("train_perplexity", __doc__)
     add = found.add_argument
     add("--reference", metavar="URI", nargs="+", required=True, help="documents whose language is good")
     add("--sample", metavar="URI", nargs="+", help="a plain sample of what will be filtered, for the cut-offs")
     add("--tokenizer", metavar="FILE", help=".model or tokenizer.json; without it one is trained on the reference")
     add("--vocab-size", type=int, default=8192, help="pieces of a tokenizer that is trained (default: %(default)s)")
-    add("--to", metavar="FILE", required=True, help="model file (path or URI) to write")
     add("--order", type=int, default=3, help="pieces per n-gram, 2 to 5 (default: %(default)s)")
     add("--min-count", type=int, default=2, help="rarer n-grams above bigrams are pruned (default: %(default)s)")
-    add("--held-out", type=float, default=0.1, help="share of the reference not counted (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of sampling and of the split (default: %(default)s)")
-    add("--text-column", default="text", help="column or JSON key of the text (default: %(default)s)")
     # Counting takes about 30 bytes of memory per byte of text.
-    add("--max-bytes", type=int, default=64 * 2**20, help="text read of each corpus (default: %(default)s)")
+    add_sizes(found, 0.1, "the reference that is not counted", 64 * 2**20)
     return found
 
 
@@ -61,8 +57,7 @@ def check(options: argparse.Namespace) -> None:
     """ConfigError about the argument that is not possible."""
     require(2 <= options.order <= 5, "--order", options.order, "use 2 to 5")
     require(options.min_count >= 1, "--min-count", options.min_count, "use 1 (no pruning) or more")
-    require(0 < options.held_out <= 0.5, "--held-out", options.held_out, "use a number above 0 and up to 0.5")
-    require(options.max_bytes > 0, "--max-bytes", options.max_bytes, "use a positive number of bytes")
+    check_sizes(options)
 
 
 def read_tokenizer(uri: str) -> Tokenizer:
@@ -76,12 +71,8 @@ def read_tokenizer(uri: str) -> Tokenizer:
 
 
 def read(options: argparse.Namespace, name: str) -> Corpus:
-    corpus = read_corpus(name, getattr(options, name), options.text_column, options.max_bytes, options.seed)
-    print(
-        f"  {name:<18}{corpus.read:,} documents read, {corpus.unreadable:,} unreadable, "
-        f"{len(corpus.texts):,} different",
-        flush=True,
-    )
+    corpus = read_argument(options, name)
+    print(f"  {name:<18}{read_line(corpus)}", flush=True)
     return corpus
 
 
@@ -98,13 +89,10 @@ def report_lines(model: PerplexityModel) -> list[str]:
     ]
 
 
-def usage_lines(to: str, size: int) -> list[str]:
-    return [
-        "",
-        f"wrote {to}, {size / 2**20:.1f} MiB. In a config, by thirds or by a limit of your own:",
-        f"  data.perplexity.model={to} data.perplexity.keep=[head,middle]",
-        f"  data.perplexity.model={to} data.perplexity.max_perplexity=500",
-    ]
+def usage(to: str) -> tuple[str, list[str]]:
+    limits = ("keep=[head,middle]", "max_perplexity=500")
+    settings = [f"data.perplexity.model={to} data.perplexity.{limit}" for limit in limits]
+    return "by thirds or by a limit of your own", settings
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ import argparse
 from collections.abc import Sequence
 
 from pipelines.cli import run_main
+from pipelines.training import add_sizes, check_sizes, read_argument, read_line, training_parser, write_model
 from pretrainer.data.quality.classifier import Classifier
-from pretrainer.data.quality.corpus import Corpus, read_corpus, without_common
+from pretrainer.data.quality.corpus import Corpus, without_common
 from pretrainer.data.quality.evaluation import share_kept
 from pretrainer.data.quality.features import FeatureScheme
 from pretrainer.data.quality.model_file import check_target
 from pretrainer.errors import require
-from pretrainer.storage import Store
 
 SHARES = (0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001)
 
@@ -30,42 +30,33 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     scheme = checked_scheme(options)
     check_target(options.to)
-    sets = [
-        read_corpus(name, getattr(options, name), options.text_column, options.max_bytes, options.seed)
-        for name in ("positive", "negative")
-    ]
+    sets = [read_argument(options, name) for name in ("positive", "negative")]
     positive, negative, common = without_common(*sets)
     print("\n".join(set_lines(sets, (positive, negative), common)), flush=True)
     # It imports scikit-learn, so only behind what can fail at once.
     from pretrainer.data.quality.train_classifier import train
 
     model = train(positive, negative, scheme, options.held_out, options.seed)
-    content = model.to_bytes()
-    Store(options.to).write("", content)
-    print("\n".join([*report_lines(model), *curve_lines(model), *usage_lines(options.to, len(content))]))
+    written = write_model(options.to, model.to_bytes(), *usage(options.to))
+    print("\n".join([*report_lines(model), *curve_lines(model), *written]))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m pipelines.train_quality", description=__doc__.split("\n\n")[0])
+    found = training_parser("train_quality", __doc__)
     add = found.add_argument
     add("--positive", metavar="URI", nargs="+", required=True, help="documents such as the filter should keep")
     add("--negative", metavar="URI", nargs="+", required=True, help="a plain sample of what will be filtered")
-    add("--to", metavar="FILE", required=True, help="model file (path or URI) to write")
-    add("--seed", type=int, default=0, help="seed of sampling, of the split and of training (default: %(default)s)")
-    add("--held-out", type=float, default=0.2, help="share of both sets that is not fitted to (default: %(default)s)")
     add("--buckets", type=int, default=2**18, help="hash buckets, a power of two (default: %(default)s)")
     add("--word-ngrams", type=int, default=2, help="longest word n-gram (default: %(default)s)")
     add("--char-ngram", type=int, default=0, help="length of character n-grams, 0 for none (default: %(default)s)")
-    add("--text-column", default="text", help="column or JSON key of the text (default: %(default)s)")
-    add("--max-bytes", type=int, default=128 * 2**20, help="text read of each set (default: %(default)s)")
+    add_sizes(found, 0.2, "both sets that is not fitted to", 128 * 2**20)
     return found
 
 
 def checked_scheme(options: argparse.Namespace) -> FeatureScheme:
     """The features; ConfigError about the argument that is not possible."""
-    require(0 < options.held_out <= 0.5, "--held-out", options.held_out, "use a number above 0 and up to 0.5")
-    require(options.max_bytes > 0, "--max-bytes", options.max_bytes, "use a positive number of bytes")
+    check_sizes(options)
     is_power = options.buckets > 0 and options.buckets & (options.buckets - 1) == 0
     require(is_power, "--buckets", options.buckets, "use a power of two, for example 262144 or 1048576")
     return FeatureScheme(options.word_ngrams, options.char_ngram, options.buckets.bit_length() - 1)
@@ -73,8 +64,7 @@ def checked_scheme(options: argparse.Namespace) -> FeatureScheme:
 
 def set_lines(sets: Sequence[Corpus], used: Sequence[Corpus], common: int) -> list[str]:
     lines = [
-        f"  {name:<20}{corpus.read:,} documents read, {corpus.unreadable:,} unreadable, "
-        f"{len(corpus.texts):,} different, {len(rest.texts):,} used"
+        f"  {name:<20}{read_line(corpus)}, {len(rest.texts):,} used"
         for name, corpus, rest in zip(("positive", "negative"), sets, used, strict=True)
     ]
     return [*lines, f"  {'in both, left out':<20}{common:,}"]
@@ -101,13 +91,9 @@ def curve_lines(model: Classifier) -> list[str]:
     return [*head, *(f"  {a:>17.1%}{t:>12.4f}{b:>20.1%}" for (a, t), b in zip(rows, kept, strict=True))]
 
 
-def usage_lines(to: str, size: int) -> list[str]:
-    return [
-        "",
-        f"wrote {to}, {size / 2**20:.1f} MiB. In a config, by the share of negatives to keep or by a threshold:",
-        f"  data.quality.model={to} data.quality.keep_share=0.1",
-        f"  data.quality.model={to} data.quality.min_score=0.5",
-    ]
+def usage(to: str) -> tuple[str, list[str]]:
+    settings = [f"data.quality.model={to} data.quality.{limit}" for limit in ("keep_share=0.1", "min_score=0.5")]
+    return "by the share of negatives to keep or by a threshold", settings
 
 
 if __name__ == "__main__":

@@ -22,15 +22,10 @@ from pretrainer.config.curation import (
     ToxicityConfig,
     UrlConfig,
 )
-from pretrainer.config.data import (
-    DataConfig,
-    DedupConfig,
-    LineDedupConfig,
-    SegmentConfig,
-    SourceConfig,
-    TokenizerConfig,
-)
+from pretrainer.config.data import DataConfig, SegmentConfig, TokenizerConfig
+from pretrainer.config.dedup import DedupConfig, LineDedupConfig
 from pretrainer.config.model import ModelConfig
+from pretrainer.config.sources import SourceConfig
 from pretrainer.config.train import TrainConfig
 from pretrainer.errors import require
 

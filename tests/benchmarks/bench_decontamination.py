@@ -21,7 +21,7 @@ import pyarrow as pa
 from pretrainer.config import DecontaminationConfig
 from pretrainer.data.decontamination.index import Index, Reference, build_index, load_index
 from pretrainer.data.decontamination.stage import find_hits, overlaps
-from tests.benchmarks.bench_filters import library_texts
+from tests.benchmarks.library import library_texts
 
 CONFIG = DecontaminationConfig()
 LENGTHS = ((8, 13), (13, 20), (20, 40), (40, 100), (100, 10**6))

@@ -11,8 +11,7 @@ alone (three more follow).
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import datasketch
 import numpy as np
@@ -23,19 +22,10 @@ from pretrainer.config import DedupConfig
 from pretrainer.data.dedup.dedup import DedupIndex, signatures
 from pretrainer.data.dedup.keys import exact_hashes
 from pretrainer.data.dedup.memory import bytes_per_document
+from tests.benchmarks.library import cpu_seconds
 from tests.benchmarks.near_duplicates import library_documents, near_duplicate_stream
 
 PERMUTATIONS, BANDS, THRESHOLD = 112, 14, 0.8
-
-
-def cpu_seconds(call: Callable[[], object], repeats: int = 1) -> float:
-    """Least CPU time of some calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 def shingles(text: str) -> list[str]:
@@ -108,7 +98,7 @@ def main() -> None:
     for name, call in (("rensa", with_rensa), ("datasketch", with_datasketch), ("datatrove", with_datatrove)):
         some = sample if name != "datatrove" else sample[::10]
         some_mb = sum(len(text.encode()) for text in some) / 1e6
-        theirs = some_mb / cpu_seconds(lambda call=call, some=some: call(some))
+        theirs = some_mb / cpu_seconds(lambda call=call, some=some: call(some), 1)
         print(f"{name:27} {theirs:8.1f} MB/s, ratio {rate / theirs:.1f}")
 
 

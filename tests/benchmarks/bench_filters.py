@@ -8,37 +8,20 @@ For the side-by-side with datatrove install its filters too (pip install "datatr
 from __future__ import annotations
 
 import importlib.util
-import sysconfig
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from pretrainer.data.filters.filters import annotate, judge
 from pretrainer.data.filters.normalise import exact_hashes, normalise_texts
 from pretrainer.data.filters.rules import GROUPS, PRESETS
-
-
-def library_texts() -> pa.LargeStringArray:
-    """All readable .py files of the standard library, site-packages left out."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    paths = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)
-    return pa.array([path.read_bytes().decode("utf-8", "replace") for path in paths], pa.large_string())
+from tests.benchmarks.library import library_texts, megabytes_per_s
 
 
 def plain_python_tokens(text: str) -> int:
     """What the token kernel replaces, in a comprehension: about the least that Python can do per word."""
     return sum(len(token.strip(".,;:!?()'\"")) for token in text.split())
-
-
-def megabytes_per_s(call: Callable[[], object], megabytes: float) -> float:
-    start = time.process_time()
-    call()
-    return megabytes / (time.process_time() - start)
 
 
 def datatrove(texts: list[str]) -> None:

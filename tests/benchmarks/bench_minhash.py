@@ -6,23 +6,13 @@ python tests/benchmarks/bench_minhash.py [permutations]
 from __future__ import annotations
 
 import sys
-import sysconfig
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import datasketch
 import numpy as np
-import pyarrow as pa
 
 from pretrainer.data.dedup import minhash
-
-
-def library_texts() -> pa.LargeStringArray:
-    """All readable .py files of the standard library, site-packages left out."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    paths = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)
-    return pa.array([path.read_bytes().decode("utf-8", "replace") for path in paths], pa.large_string())
+from tests.benchmarks.library import cpu_seconds, library_texts
 
 
 def datasketch_signature(text: str, permutations: int) -> np.ndarray:
@@ -30,16 +20,6 @@ def datasketch_signature(text: str, permutations: int) -> np.ndarray:
     sketch = datasketch.MinHash(permutations, seed=1)
     sketch.update_batch([" ".join(words[i : i + 5]).encode() for i in range(max(1, len(words) - 4))])
     return sketch.hashvalues
-
-
-def cpu_seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """Least CPU time of some calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 def main() -> None:

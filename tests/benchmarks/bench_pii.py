@@ -25,7 +25,7 @@ from pretrainer.data.filters.pii_scan import find_triggers
 from pretrainer.data.filters.toxic_scores import score_texts
 from pretrainer.data.filters.toxic_words import listed_share, word_list
 from pretrainer.data.filters.word_lists import WORD_LISTS
-from tests.benchmarks.bench_filters import library_texts, megabytes_per_s
+from tests.benchmarks.library import library_texts, megabytes_per_s
 from tests.data.pii_corpus import corpus
 
 

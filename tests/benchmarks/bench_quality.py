@@ -7,10 +7,8 @@ Beside them scikit-learn's HashingVectorizer and a linear decision_function, whi
 
 from __future__ import annotations
 
-import sysconfig
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,25 +19,9 @@ from pretrainer.data.quality import corpus, train_ngrams
 from pretrainer.data.quality.classifier import Classifier, quantiles
 from pretrainer.data.quality.features import FeatureScheme, feature_rows
 from pretrainer.data.quality.perplexity import MAX_SCORED_CHARS
+from tests.benchmarks.library import cpu_seconds, library_texts
 
 SCHEMES = (FeatureScheme(), FeatureScheme(bucket_bits=20), FeatureScheme(char_ngram=4))
-
-
-def library_texts() -> pa.LargeStringArray:
-    """All readable .py files of the standard library, site-packages left out."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    paths = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)
-    return pa.array([path.read_bytes().decode("utf-8", "replace") for path in paths], pa.large_string())
-
-
-def cpu_seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """Least CPU time of some calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 def classifier(scheme: FeatureScheme) -> Classifier:

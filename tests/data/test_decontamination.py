@@ -1,90 +1,45 @@
-"""Decontamination: what counts as a copy of a reference text, what does not, and where the references come from.
-
-    python -m pytest -q tests/data/test_decontamination.py
-"""
+"""Decontamination: words, copies that are found, others that are not, overlap against the definition."""
 
 from __future__ import annotations
 
-import ast
-import gzip
 import json
-import random
-import sysconfig
 import unicodedata
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrainer.config import DataConfig, DecontaminationConfig, SourceConfig
-from pretrainer.data.decontamination import index as index_module
-from pretrainer.data.decontamination.benchmarks import read_benchmarks
-from pretrainer.data.decontamination.freeze import freeze_decontamination, index_digest
+from pretrainer.config import DecontaminationConfig
 from pretrainer.data.decontamination.index import (
-    COMMON_LINES,
-    Index,
     Reference,
-    benchmark_digests,
-    build_index,
-    load_index,
 )
 from pretrainer.data.decontamination.matching import MAX_MISSES, REACH_WORDS
-from pretrainer.data.decontamination.seeds import BLOCK_WORDS, MAX_CHAIN, SEED_WORDS, Tables
+from pretrainer.data.decontamination.seeds import BLOCK_WORDS, SEED_WORDS, Tables
 from pretrainer.data.decontamination.stage import (
     contamination_report,
     decontamination_stage,
-    find_hits,
-    index_path,
     overlaps,
-    stages_of_run,
 )
 from pretrainer.data.decontamination.words import fold_character, folding, read_words
 from pretrainer.data.filters.normalise import utf8_buffers
 from pretrainer.data.filters.stage import run_stages
-from pretrainer.errors import ConfigError, StreamError
-from pretrainer.storage import Store
-
-CONFIG = DecontaminationConfig()
-QUESTION = (
-    "A farmer sells forty crates of apples at the market on Monday, and half as many crates of pears on Tuesday. "
-    "If every crate weighs eleven kilograms, how many kilograms of fruit did the farmer's family carry to market?"
+from tests.data.decontaminated import (
+    CONFIG,
+    QUESTION,
+    array,
+    documents,
+    filler,
+    loaded,
+    overlap,
+    with_changes,
+    words,
 )
+
 PARAPHRASE = (
     "On the first day of the week 40 boxes of apples were sold by a grower; the day after, 20 boxes of pears. Given "
     "that one box has a mass of 11 kg, work out the total mass of all the fruit that was brought there by the family."
 )
-
-
-def array(texts: Sequence[str]) -> pa.LargeStringArray:
-    return pa.array(texts, pa.large_string())
-
-
-def documents(*texts: str) -> pa.Table:
-    return pa.table({"id": array([f"d{i}" for i in range(len(texts))]), "text": array(texts)})
-
-
-def loaded(
-    *references: Reference | str, background: Sequence[str] = (), config: DecontaminationConfig = CONFIG
-) -> Index:
-    named = [r if isinstance(r, Reference) else Reference("bench", str(i), r) for i, r in enumerate(references, 1)]
-    return load_index(build_index(named, config, array(background)), config)
-
-
-def overlap(index: Index, text: str, measure: str = "decontamination_overlap") -> float:
-    return float(overlaps(array([text]), index, 0.5)[measure][0])
-
-
-def words(count: int, seed: int = 0) -> list[str]:
-    """Different words; no two seeds have any in common."""
-    return [f"w{seed}x{i}" for i in range(count)]
-
-
-def filler(count: int) -> str:
-    return " ".join(words(count, 999))
 
 
 # ------------------------------------------------------------------------------------------------------------- words
@@ -176,13 +131,6 @@ def test_texts_of_other_words(left: str, right: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- copies and others
-
-
-def with_changes(text: str, *places: int) -> str:
-    changed = text.split()
-    for place in places:
-        changed[place] = f"other{place}"
-    return " ".join(changed)
 
 
 COPIES = {
@@ -357,260 +305,3 @@ def test_long_lines() -> None:
     index = loaded(" ".join("0123456789" * 3), QUESTION)
     texts = ["x" * 10_000_000, "0 1 2 3 4 5 6 7 8 9 " * 20_000, "\u6f22" * 100_000, QUESTION * 500]
     assert overlaps(array(texts), index, 0.5)["decontamination_hits"].tolist() == [0, 1, 0, 1]
-
-
-# --------------------------------------------------------------------------------------------------------- the index
-
-
-def test_index_is_the_same_bytes_and_keeps_the_digests_of_its_files() -> None:
-    references = [Reference("b", str(i), " ".join(words(30, i % 7))) for i in range(20)]
-    background, files = array([QUESTION, filler(40)]), {"b": "12"}
-    content = build_index(references, CONFIG, background, files)
-    assert content == build_index(references, CONFIG, background, files)
-    assert benchmark_digests(content) == files
-    assert load_index(content, CONFIG).left_out == {"repeated": 13}
-
-
-def test_text_of_several_benchmarks_is_one_reference_of_the_first() -> None:
-    copy, held = Reference("b", "9", QUESTION.upper()), Reference("s", "d", QUESTION, held_out=True)
-    index = loaded(Reference("a", "3", QUESTION), copy, held)
-    assert [hit.reference.name for hit in find_hits(documents(QUESTION), index, 0.5)] == ["a"]
-    assert index.left_out == {"repeated": 2}
-
-
-def test_question_that_fits_any_passage_is_left_out() -> None:
-    stem, passage = "Which of these is the best title for the passage above?", " ".join(words(120))
-
-    def left_out(times: int) -> dict[str, int]:
-        lines = [Reference("b", str(i), text) for i in range(times) for text in (stem, passage)]
-        return dict(loaded(QUESTION, *lines).left_out)
-
-    assert left_out(COMMON_LINES) == {"repeated": 2 * COMMON_LINES - 2}
-    assert left_out(COMMON_LINES + 1) == {"fits_any_passage": COMMON_LINES + 1, "repeated": COMMON_LINES}
-
-
-LICENCE = " ".join(words(80, 5))
-
-
-@pytest.mark.parametrize(
-    ("held_out", "copies", "found"),
-    [(True, 0, True), (True, 3, True), (True, 4, False), (False, 4, True), (False, 10, True), (False, 11, False)],
-)
-def test_passage_that_the_corpus_repeats_is_no_evidence(held_out: bool, copies: int, found: bool) -> None:
-    own = " ".join(words(200))
-    background = [f"{LICENCE} {' '.join(words(50, 20 + i))}" for i in range(copies)] + [filler(30)] * 5
-    index = loaded(Reference("s", "d", f"{LICENCE} {own}", held_out), background=background)
-    shares = overlaps(array([f"{LICENCE} {filler(100)}", own]), index, 0.5)
-    share = shares["decontamination_held_out_overlap" if held_out else "decontamination_overlap"]
-    assert (share > 0.5).tolist() == [found, True]
-
-
-def test_common_words_beside_a_seed_are_no_evidence() -> None:
-    """The end of the licence with the first words behind it is a seed; the licence before that counts for nothing."""
-    own = words(200)
-    background = [f"{LICENCE} {' '.join(words(50, 20 + i))}" for i in range(4)]
-    index = loaded(Reference("s", "d", f"{LICENCE} {' '.join(own)}", held_out=True), background=background)
-    shares = [overlap(index, f"{LICENCE} {' '.join(own[:n])} x", "decontamination_held_out_overlap") for n in (3, 9)]
-    assert shares == [0, 0.13]  # 9 words and the 4 before them that a seed covers
-
-
-def test_common_passage_of_several_references_is_no_evidence_for_any() -> None:
-    references = [Reference("s", str(i), f"{LICENCE} {' '.join(words(200, i))}", held_out=True) for i in range(3)]
-    assert overlap(loaded(*references, background=[LICENCE] * 4), LICENCE, "decontamination_held_out_overlap") == 0
-
-
-def test_common_is_a_share_of_a_large_background() -> None:
-    background = [LICENCE] * 12 + [f"word{i}" for i in range(1300)]
-    assert overlap(loaded(LICENCE, background=background), LICENCE) == 1  # 12 of 1312 are less than 1 %
-    assert loaded(LICENCE, background=background[:1000]).left_out == {"too_common": 1}
-
-
-def test_seed_counts_once_per_text_of_the_background() -> None:
-    assert overlap(loaded(LICENCE, background=[f"{LICENCE}\n" * 50] * 2), LICENCE) == 1
-
-
-def test_text_without_words_of_its_own_is_left_out() -> None:
-    """A repetition has fewer different words than it seems."""
-    texts = ("tick tack " * 40, "\u6f22\u5b57" * 3, "", "one two three")
-    assert loaded(*texts).left_out == {"too_common": 1, "too_short": 3}
-
-
-def test_template_leads_to_the_first_references_alone() -> None:
-    template = " ".join(words(30))
-    index = loaded(*(f"{template} {' '.join(words(20, 100 + i))}" for i in range(MAX_CHAIN + 10)))
-    assert overlap(index, template, "decontamination_hits") == MAX_CHAIN
-    assert overlap(index, " ".join(words(20, 100 + MAX_CHAIN + 5)), "decontamination_hits") == 1
-
-
-def test_no_references() -> None:
-    assert overlap(loaded(), QUESTION) == 0
-    assert overlap(loaded("too short"), QUESTION) == 0
-
-
-def test_generated_contamination_of_the_library_is_found_and_nothing_else() -> None:
-    """Docstrings of some modules planted in others, with three words changed, other case and other line ends."""
-    draws, library = random.Random(0), Path(sysconfig.get_paths()["stdlib"])
-    owners = ["argparse", "subprocess", "threading", "typing", "tempfile", "datetime"]
-    others = ["ast", "codecs", "csv", "difflib", "doctest", "enum", "gettext", "inspect", "pydoc", "random", "tarfile"]
-    items = [
-        text
-        for name in owners
-        for node in ast.walk(ast.parse((library / f"{name}.py").read_text()))
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node))
-        and len(text.split()) >= 25
-    ]
-    assert len(items) > 100
-    hosts = [(library / f"{name}.py").read_text() for name in others]
-    index = loaded(*items)
-    planted = []
-    for item in items:
-        changed = with_changes(item, *draws.sample(range(len(item.split())), 3)).swapcase().split(" ")
-        copy = "\n".join(" ".join(changed[i : i + 9]) for i in range(0, len(changed), 9))
-        host = draws.choice(hosts)
-        planted.append(f"{host[:3000]}\n{copy}\n{host[3000:6000]}")
-    found = overlaps(array(planted), index, 0.5)["decontamination_hits"] > 0
-    assert found.mean() >= 0.98
-    assert overlaps(array(hosts), index, 0.5)["decontamination_hits"].sum() == 0
-
-
-# -------------------------------------------------------------------------------------------------------- benchmarks
-
-
-def write(path: Path, *lines: object) -> str:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(path)
-
-
-def texts_of(*uris: str, fields: tuple[str, ...] = ()) -> list[tuple[str, str, str]]:
-    found = read_benchmarks(DecontaminationConfig(benchmarks=uris, fields=fields)).references
-    return [(Path(r.name).name, r.line, r.text) for r in found]
-
-
-EIGHT = " ".join(words(8))
-
-
-def test_every_string_of_a_line_is_a_text_and_short_ones_are_joined(tmp_path: Path) -> None:
-    uri = write(
-        tmp_path / "b.jsonl",
-        {"id": 7, "question": EIGHT, "choices": {"text": ["one or two", QUESTION, "three"], "label": ["A", "B"]}},
-        [EIGHT, None, True, [["deep words"]]],
-    )
-    assert texts_of(uri) == [
-        ("b.jsonl", "1", EIGHT),
-        ("b.jsonl", "1", QUESTION),
-        ("b.jsonl", "1", "one or two\nthree\nA\nB"),
-        ("b.jsonl", "2", EIGHT),
-        ("b.jsonl", "2", "deep words"),
-    ]
-
-
-def test_fields_choose_and_a_line_needs_one_of_them(tmp_path: Path) -> None:
-    uri = write(tmp_path / "b.jsonl", {"q": EIGHT, "a": QUESTION}, {"p": [QUESTION], "a": "x"})
-    assert texts_of(uri, fields=("p", "q")) == [("b.jsonl", "1", EIGHT), ("b.jsonl", "2", QUESTION)]
-
-
-def test_globs_folders_and_compressed_files(tmp_path: Path) -> None:
-    for name, text in (("b", EIGHT), ("a", QUESTION)):
-        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(json.dumps(text).encode() + b"\n\n"))
-    expected = [("a.jsonl.gz", "1", QUESTION), ("b.jsonl.gz", "1", EIGHT)]
-    assert texts_of(str(tmp_path / "*.gz")) == texts_of(str(tmp_path)) == expected
-
-
-def test_lone_surrogate_and_byte_order_mark_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "b.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"q": "' + EIGHT.encode() + b' \\ud800"}')
-    assert texts_of(str(path)) == [("b.jsonl", "1", f"{EIGHT} ?")]
-
-
-@pytest.mark.parametrize(
-    ("content", "fields", "message"),
-    [
-        (None, (), "it does not exist"),
-        (b"\n \n", (), "is empty"),
-        (b'{"q": "a"}\n{"q": \n', (), "line 2 is no JSON"),
-        (b'"\xff"', (), "line 1 is no JSON"),
-        (b"[" * 100_000, (), "line 1 is no JSON"),
-        (json.dumps({"q": QUESTION}).encode(), ("text", "body"), "line 1 has none of them, but 'q'"),
-        (json.dumps(QUESTION).encode(), ("text",), "line 1 has none of them, but a JSON str"),
-        (b'{"q": "what is 12 times 3"}', (), "none of the 1 lines"),
-    ],
-)
-def test_wrong_benchmark_names_file_and_remedy(
-    tmp_path: Path, content: bytes | None, fields: tuple[str, ...], message: str
-) -> None:
-    path = tmp_path / "b.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"data\.decontamination\.(benchmarks|fields).*b\.jsonl") as error:
-        texts_of(str(path), fields=fields)
-    assert message in str(error.value)
-
-
-def test_damaged_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(QUESTION.encode())[:-9])
-    with pytest.raises(ConfigError, match=r"b\.jsonl\.gz cannot be decompressed"):
-        texts_of(str(tmp_path / "b.jsonl.gz"))
-
-
-# ------------------------------------------------------------------------------------------------------------ freeze
-
-
-def data_config(**section: object) -> DataConfig:
-    source = SourceConfig(name="s", uris=("x",))
-    return DataConfig(sources=(source,), decontamination=DecontaminationConfig(**section))  # type: ignore[arg-type]
-
-
-def test_index_is_made_once_per_config(tmp_path: Path) -> None:
-    data, uri = Store(str(tmp_path / "data")), write(tmp_path / "b.jsonl", QUESTION)
-    config, held = data_config(benchmarks=(uri,)), [documents(" ".join(words(60)))]
-    freeze_decontamination(config, held, [array([filler(9)])], data)
-    digest = index_digest(config.decontamination, data)
-    assert list(benchmark_digests(data.read(index_path(config.decontamination)))) == [uri]
-    Path(uri).write_text("no JSON")
-    freeze_decontamination(config, [], [], data)
-    assert index_digest(config.decontamination, data) == digest and list(digest) == ["decontamination"]
-    (stage,) = stages_of_run(config.decontamination, data.uri)
-    docs = documents(QUESTION, " ".join(words(60)), filler(60))
-    assert run_stages(docs, [stage]).reasons == ["contaminated", "contaminated_held_out", None]
-
-    other = data_config()
-    freeze_decontamination(other, held, [], data)
-    assert len(data.list("decontamination")) == 2
-    (stage,) = stages_of_run(other.decontamination, data.uri)
-    assert run_stages(docs, [stage]).reasons == [None, "contaminated_held_out", None]
-
-
-def test_benchmarks_without_held_out(tmp_path: Path) -> None:
-    data, uri = Store(str(tmp_path / "data")), write(tmp_path / "b.jsonl", QUESTION)
-    config = data_config(benchmarks=(uri,), held_out=False)
-    freeze_decontamination(config, [documents(" ".join(words(60)))], [], data)
-    (stage,) = stages_of_run(config.decontamination, data.uri)
-    assert run_stages(documents(QUESTION, " ".join(words(60))), [stage]).reasons == ["contaminated", None]
-
-
-def test_background_of_all_sources_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "COMMON_HELD_OUT", (1, 0.0))
-    data, config = Store(str(tmp_path)), data_config()
-    freeze_decontamination(config, [documents(LICENCE)], [array([LICENCE]), array([]), array([LICENCE])], data)
-    (stage,) = stages_of_run(config.decontamination, data.uri)
-    assert run_stages(documents(LICENCE), [stage]).reasons == [None]
-
-
-def test_off_is_no_stage_and_no_file(tmp_path: Path) -> None:
-    data, config = Store(str(tmp_path)), data_config(held_out=False)
-    freeze_decontamination(config, [documents(QUESTION)], [], data)
-    assert data.list() == [] and stages_of_run(config.decontamination, data.uri) == []
-    assert index_digest(config.decontamination, data) == {}
-
-
-def test_lost_index_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(StreamError, match="decontamination.*put it back"):
-        stages_of_run(CONFIG, str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("ngram_words", 4), ("passage_words", 12), ("passage_words", 1001), ("max_overlap", 1.1)]
-)
-def test_wrong_values_name_their_field(field: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.decontamination\.{field}"):
-        DecontaminationConfig(**{field: value})  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def test_pages_with_much_boilerplate_stay() -> None:
     articles = [[" ".join(words(16, f"a{i}n{n}")) for n in range(10)] for i in range(60)]
     pages = ["\n".join([*menu[:10], *article, *menu[10:]]) + "\n" for article in articles]
     assert decide(pages)[0].kept.all()
-    from pretrainer.config.data import LineDedupConfig
+    from pretrainer.config.dedup import LineDedupConfig
     from pretrainer.data.dedup.removal import remove_ranges
 
     config = DedupConfig(lines=LineDedupConfig(max_documents=3, min_share_left=0.2))

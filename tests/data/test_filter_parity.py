@@ -30,7 +30,7 @@ PIECES = st.sampled_from(
     ["the", "a", "Dr", "e.g", "and", ".", "...", "\u2026", "!", "?", '"', "'", ")", "#", "-", "\u2022", "é", "É", "中",
      "。", "1", "23", " ", " ", " ", "\n", "\n", "\n\n", "\t", "\u3000", "\u00a0", "[1]", "[edit]", "[citation needed]",
      "{", "Lorem ipsum", "JavaScript", "Privacy Policy", "use cookies", "3 likes", "2.5K views", "sign-in",
-     "Read more...", "items in cart", "NOW", "x" * 31, "_", "½", "\x1f", "\u0001"]
+     "Read more...", "items in cart", "Sign-in", "NOW", "x" * 31, "_", "½", "\x1f", "\u0001"]
 )  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=60).map("".join) | st.text(max_size=120)
 Reference = Callable[[str], dict[str, float]]
@@ -174,18 +174,28 @@ def fineweb(text: str) -> dict[str, float]:
 COUNTER = re.compile(r"[\W]*[0-9][0-9,.]*[kKmMbB]?\s+(?:" + "|".join(COUNTED) + r")\W*", re.IGNORECASE | re.ASCII)
 
 
+def without_furniture(line: str) -> str:
+    line = re.sub(r"[ \t]?items in cart", "", line, flags=re.IGNORECASE | re.ASCII)
+    if ascii_lower(line.rstrip()).endswith("read more..."):
+        line = re.sub(r"[ \t]?$", "", line.rstrip()[:-12], count=1)
+    first = len(line) - len(line.lstrip())
+    if ascii_lower(line[first:]).startswith("sign-in"):
+        line = line[:first] + re.sub(r"^[ \t]", "", line[first + 7 :])
+    return line
+
+
 def refinedweb(text: str) -> tuple[dict[str, float], str]:
     words = removed = 0
     kept = []
     for line in text.split("\n"):
-        count, lower, inside = len(line.split()), ascii_lower(line.strip()), "".join(line.split())
+        count, inside = len(line.split()), "".join(line.split())
         goes = bool(line) and sum(c.isupper() for c in line) / len(line) > 0.5
         goes |= count == 1 or (bool(inside) and all(c.isdigit() for c in inside))
         goes |= COUNTER.fullmatch(line) is not None
-        furniture = "items in cart" in lower or lower.startswith("sign-in") or lower.endswith("read more...")
-        goes |= count <= 10 and furniture
-        words, removed = words + count, removed + count * goes
-        kept += [] if goes else [line]
+        edited = without_furniture(line) if count <= 10 else line
+        goes |= bool(inside) and not edited.strip()
+        words, removed = words + count, removed + (count if goes else count - len(edited.split()))
+        kept += [] if goes else [edited]
     return {"refinedweb_removed_word_share": share(removed, words)}, "\n".join(kept).strip("\n")
 
 

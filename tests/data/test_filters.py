@@ -293,7 +293,7 @@ def test_c4_removes_citation_marks() -> None:
 
 
 REFINEDWEB_LINES = ["BUY NOW AND save", "2020 11 21", "1,204 Likes", "» 2.5k followers!", "Menu",
-                    "3 Items in Cart (now)", "Sign-in or register", "and the rest: Read more..."]  # fmt: skip
+                    "Items in cart", "Sign-in", " Read more... "]  # fmt: skip
 
 
 @pytest.mark.parametrize("line", REFINEDWEB_LINES)
@@ -309,6 +309,12 @@ def test_refinedweb_drops_furniture(line: str) -> None:
 )  # fmt: skip
 def test_refinedweb_keeps_prose(line: str) -> None:
     assert edited("refinedweb", f"{line}\n\n  x y\n") == f"{line}\n\n  x y"
+
+
+def test_refinedweb_takes_phrases_out_of_short_lines() -> None:
+    lines = {"3 Items in Cart (now)": "3 (now)", "Sign-in or register": "or register", "x y Read more...": "x y",
+             "items in cart items in cart x y": " x y", "sign-in items in cart here read more... ": "here"}  # fmt: skip
+    assert edited("refinedweb", "x y\n" + "\n".join(lines)) == "x y\n" + "\n".join(lines.values())
 
 
 def test_a_phrase_inside_another_is_found_too() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrainer.config import DedupConfig
-from pretrainer.config.data import LineDedupConfig
+from pretrainer.config.dedup import LineDedupConfig
 from pretrainer.data.dedup.dedup import NO_DUPLICATE, Decisions, DedupIndex, Sketches, signatures
 from pretrainer.data.dedup.lines import hash_lines
 from pretrainer.data.dedup.ragged import Ragged

@@ -1,17 +1,10 @@
-"""The quality classifier: features against plain Python, an honest split, calibration, the model file, the pipeline.
-
-    python -m pytest -q tests/data/test_quality.py
-"""
+"""Quality classifier: corpora, splits, evaluation, training, model file, stage and pipeline."""
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import random
 import sys
-import sysconfig
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -27,42 +20,13 @@ from sklearn.metrics import roc_auc_score
 from pipelines import train_quality
 from pipelines.cli import run_main
 from pretrainer.config.curation import QualityConfig
-from pretrainer.data.dedup import minhash
 from pretrainer.data.filters.stage import Verdict, run_stages
-from pretrainer.data.quality import corpus, evaluation, features, model_file, train_classifier
+from pretrainer.data.quality import corpus, evaluation, model_file, train_classifier
 from pretrainer.data.quality.classifier import Classifier, quality_stage
-from pretrainer.data.quality.features import MAX_READ_CHARS, FeatureScheme, feature_rows, margins
+from pretrainer.data.quality.features import FeatureScheme
 from pretrainer.errors import ConfigError, UserError
 from pretrainer.schema import DOCUMENTS
-
-MASK = 2**64 - 1
-SMALL = FeatureScheme(bucket_bits=12)
-BOTH = FeatureScheme(word_ngrams=2, char_ngram=3, bucket_bits=10)
-LETTERS = st.characters(codec="utf-8") | st.sampled_from("aB19 .-\t\n\u4e2d\u3042\u3002\u044f\u00e9\u00a0")
-TEXTS = st.text(LETTERS, max_size=60)
-LIBRARY = Path(sysconfig.get_paths()["stdlib"])
-
-
-def array(*texts: str) -> pa.LargeStringArray:
-    return pa.array(texts, pa.large_string())
-
-
-@cache
-def prose_and_code() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(docstrings, functions without one) of some modules of the standard library."""
-    prose, code = [], []
-    for path in sorted(LIBRARY.glob("[a-d]*.py")):
-        source = path.read_text(encoding="utf-8", errors="replace")
-        lines = source.splitlines()
-        for node in ast.walk(ast.parse(source)):
-            if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
-                continue
-            docstring = ast.get_docstring(node)
-            if docstring and len(docstring) > 150:
-                prose.append(docstring)
-            elif isinstance(node, ast.FunctionDef) and not docstring and node.end_lineno:
-                code.append("\n".join(lines[node.lineno - 1 : node.end_lineno]))
-    return tuple(prose), tuple(text for text in code if len(text) > 150)
+from tests.data.quality_texts import SMALL, TEXTS, array, prose_and_code, reference_tokens
 
 
 @cache
@@ -70,153 +34,6 @@ def model() -> Classifier:
     prose, code = prose_and_code()
     good, bad, _common = corpus.without_common(corpus.each_once(array(*prose), 0), corpus.each_once(array(*code), 0))
     return train_classifier.train(good, bad, SMALL, held_out=0.4, seed=0)
-
-
-# ------------------------------------------------------------------------------------------------------- features
-
-
-def kind_of(character: str) -> int:
-    point = ord(character)
-    if any(a <= point <= b for a, b in minhash._SINGLES) or 0x20000 <= point < 0x40000:
-        return minhash._SINGLE
-    if any(a <= point <= b for a, b in minhash._SEPARATORS) or (point < 128 and not character.isalnum()):
-        return minhash._SEPARATOR
-    return minhash._LETTER
-
-
-def is_blank(character: str) -> bool:
-    return ord(character) <= 0x20 or ord(character) == 0x7F
-
-
-def fold(text: str) -> str:
-    return "".join("0" if c in "0123456789" else c.lower() if ord(c) < 128 else c for c in text)
-
-
-def reference_tokens(text: str) -> list[str]:
-    """Tokens as the module docstring defines them."""
-    tokens, run = [], ""
-    for character in text:
-        if kind_of(character) == minhash._LETTER:
-            run += character
-            continue
-        tokens += [run] * bool(run) + [character] * (not is_blank(character))
-        run = ""
-    return [fold(token) for token in tokens + [run] * bool(run)]
-
-
-def reference_characters(text: str) -> list[str]:
-    found: list[str] = []
-    for character in text:
-        if is_blank(character):
-            found += [" "] * (not found or found[-1] != " ")
-        else:
-            found.append(fold(character))
-    return found
-
-
-def mix(h: int) -> int:
-    h = (h ^ h >> 33) * 0xFF51AFD7ED558CCD & MASK
-    h = (h ^ h >> 33) * 0xC4CEB9FE1A85EC53 & MASK
-    return h ^ h >> 33
-
-
-def fnv(text: str) -> int:
-    h = 0xCBF29CE484222325
-    for byte in text.encode():
-        h = (h ^ byte) * 0x100000001B3 & MASK
-    return mix(h)
-
-
-def reference_features(text: str, scheme: FeatureScheme) -> dict[int, float]:
-    """bucket -> value."""
-    sequences = [(reference_tokens(text), n, n) for n in range(1, scheme.word_ngrams + 1)]
-    if scheme.char_ngram:
-        sequences.append((reference_characters(text), scheme.char_ngram, 64 + scheme.char_ngram))
-    counts: Counter[int] = Counter()
-    for parts, n, seed in sequences:
-        hashes = [fnv(part) for part in parts]
-        for i in range(len(hashes) - n + 1):
-            value = 0
-            for h in hashes[i : i + n]:
-                value = (value * 0x9E3779B97F4A7C15 + h) & MASK
-            counts[mix((value + seed) & MASK) >> (64 - scheme.bucket_bits)] += 1
-    return {bucket: (count / counts.total()) ** 0.5 for bucket, count in counts.items()}
-
-
-def rows_of(texts: list[str], scheme: FeatureScheme) -> list[dict[int, float]]:
-    values, indices, indptr = feature_rows(array(*texts), scheme)
-    return [
-        dict(zip(indices[a:b].tolist(), values[a:b].tolist(), strict=True))
-        for a, b in zip(indptr, indptr[1:], strict=False)
-    ]
-
-
-@settings(max_examples=60, deadline=None)
-@given(texts=st.lists(TEXTS, max_size=4), scheme=st.sampled_from([SMALL, BOTH]))
-def test_features_are_those_of_plain_python(texts: list[str], scheme: FeatureScheme) -> None:
-    for text, row in zip(texts, rows_of(texts, scheme), strict=True):
-        assert row == pytest.approx(reference_features(text, scheme), rel=1e-6), text
-
-
-@settings(max_examples=30, deadline=None)
-@given(texts=st.lists(TEXTS, max_size=4))
-def test_margins_are_features_times_weights_in_any_batch(texts: list[str]) -> None:
-    weights = np.random.default_rng(0).normal(size=BOTH.buckets).astype(np.float32)
-    found = margins(array(*texts), BOTH, weights)
-    for text, row, margin in zip(texts, rows_of(texts, BOTH), found, strict=True):
-        alone = margins(array("other", text, "x y")[1:2], BOTH, weights)  # an Arrow slice has an offset
-        assert alone.tobytes() == np.array([margin]).tobytes()
-        if row:
-            expected = sum(float(weights[bucket]) * value for bucket, value in row.items())
-            assert margin == pytest.approx(expected, rel=1e-5, abs=1e-6)
-        else:
-            assert np.isnan(margin)
-
-
-def test_features_stay_what_they_were() -> None:
-    """Model files depend on these numbers; change the scheme's name with them."""
-    text = "It's 1999: Grüße, 世界! x_1 -- \u201cquoted\u201d\u00a0end\n\n\tif (a != b) { return 0; }"
-    values, indices, indptr = feature_rows(array(text, "", "a"), FeatureScheme(char_ngram=4))
-    assert indptr.tolist() == [0, 124, 124, 125]
-    digest = hashlib.sha256(indices.astype("<i4").tobytes()).hexdigest()
-    assert digest[:16] == "d9c96f205bfde7d9"
-    assert FeatureScheme(char_ngram=4).id == "hashed1-words2-chars4-bits18-max200000-sqrt-l2"
-
-
-def test_what_tokens_are() -> None:
-    assert reference_tokens("Don't pay $1,234.56 for x_1\u201d") == [
-        "don", "'", "t", "pay", "$", "0", ",", "000", ".", "00", "for", "x", "_", "0", "\u201d",
-    ]  # fmt: skip
-    assert rows_of(["Price 1999"], SMALL) == rows_of(["price   2024"], SMALL)
-    assert rows_of(["a b"], SMALL) != rows_of(["a, b"], SMALL)
-
-
-def test_rows_have_norm_one_and_slices_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = array(*prose_and_code()[0][:50], "")
-    whole = feature_rows(texts, SMALL)
-    monkeypatch.setattr(features, "SLICE_BYTES", 700)
-    for part, expected in zip(feature_rows(texts, SMALL), whole, strict=True):
-        assert np.array_equal(part, expected)
-    norms = np.add.reduceat(whole[0].astype(np.float64) ** 2, whole[2][:-2])
-    assert norms == pytest.approx(np.ones(50), abs=1e-5)
-
-
-def test_long_text_is_its_first_characters() -> None:
-    weights = np.ones(SMALL.buckets, np.float32)
-    beginning = ("ab c\u4e2d " * MAX_READ_CHARS)[:MAX_READ_CHARS]
-    long, shorter = beginning + "unlike anything\n" * 600_000, beginning[:-1]
-    for scheme in (SMALL, FeatureScheme(word_ngrams=0, char_ngram=3, bucket_bits=12)):
-        whole, cut, less = (margins(array(text), scheme, weights)[0] for text in (long, beginning, shorter))
-        assert whole == cut != less
-    assert margins(array("x" * 10_000_000), BOTH, np.ones(BOTH.buckets, np.float32)) > 0
-
-
-@pytest.mark.parametrize(
-    "fields", [{"word_ngrams": 6}, {"char_ngram": 1}, {"word_ngrams": 0, "char_ngram": 0}, {"bucket_bits": 25}]
-)
-def test_impossible_scheme_is_refused(fields: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="is not possible"):
-        FeatureScheme(**fields)
 
 
 # ----------------------------------------------------------------------------------------------- corpora and splits

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pretrainer.config import DedupConfig
-from pretrainer.config.data import LineDedupConfig
+from pretrainer.config.dedup import LineDedupConfig
 from pretrainer.data import stages
 from pretrainer.data.dedup import sealed
 from pretrainer.data.dedup.dedup import DedupIndex, Sketches, held_out_position, sealed_position, signatures

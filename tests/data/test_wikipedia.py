@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bz2
 import json
-import time
 import tracemalloc
+from collections.abc import Callable, Sized
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrainer.config import SourceConfig
+from pretrainer.data.readers import wikitext
 from pretrainer.data.readers.formats import read_unit
 from pretrainer.data.readers.reading import BEGINNING, Resume
 from pretrainer.data.readers.units import Piece
 from pretrainer.data.readers.wikitext import clean_wikitext
 from tests.data.compress import COMPRESS
+from tests.work import Work, count_patterns, lines_run
 
 HEAD = b"""<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">
   <siteinfo>
@@ -229,18 +231,37 @@ def test_any_wikitext_has_a_text(text: str) -> None:
     assert len(found) <= 2 * len(text)
 
 
-def test_time_is_linear_in_the_length() -> None:
-    """Texts made to be slow: each mark opened, closed, crossed or repeated; hours if one of them were quadratic."""
-    n = 40_000
+def hard_texts(n: int) -> list[str]:
     random = Random(0)
-    hard = [
+    return [
         "[[" * n, "{{" * n + "}}" * n, "[[a|" * n + "]]" * n, "<ref>" * n, "{{[[" * n + "]]}}" * n, "<!--" * n,
         "<nowiki>" * 4 * n, "[http://" * n, "(" * n + " " * n, "<a " * n, "{|\n" * n + "|}\n" * n, "=" * n, ":" * n,
         "{{{" * n + "}}" * n, "{{x]]" * n + "[[y}}" * n, "[[File:a|[[b|c]]" * n, "== a ==\n" * n, "\n" * n, "'" * n,
-        "<math>" * n + "</code>" * n, ("[[a|" + "b" * 99) * 2 * n + "]]" * 2 * n,
+        "<math>" * n + "</code>" * n, ("[[a|" + "b" * 99) * 2 * n + "]]" * 2 * n, "[http://" + "a" * 4 * n,
+        "[http://a" + " " * 4 * n, "[http://a" + " b" * 2 * n, "[[a|" * 7 + "]][[a|" * n, "<br" * n, "__A" * n,
         "".join(random.choices(MARKS, k=4 * n)),
     ]  # fmt: skip
-    start = time.process_time()
-    for text in hard:
-        clean_wikitext(text)
-    assert time.process_time() - start < 20
+
+
+def count_copies(function: Callable[..., str], work: Work) -> Callable[..., str]:
+    """The function, of which each call counts the characters or parts that it is given."""
+
+    def counted(inner: Sized, *arguments: object) -> str:
+        work.done += len(inner)
+        return function(inner, *arguments)
+
+    return counted
+
+
+def test_work_is_linear_in_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times a text takes about four times the work: each mark opened, closed, crossed, repeated, never closed."""
+    small, large = hard_texts(40), hard_texts(160)
+    lines = [[lines_run(wikitext, lambda text=one: clean_wikitext(text)) for one in texts] for texts in (small, large)]
+    work = Work()
+    count_patterns(monkeypatch, wikitext, work)
+    for name in ("_label", "_template"):
+        monkeypatch.setattr(wikitext, name, count_copies(getattr(wikitext, name), work))
+    steps = [[work.of(lambda text=text: clean_wikitext(text)) for text in texts] for texts in (small, large)]
+    for counts in (lines, steps):
+        for text, of_small, of_large in zip(small, *counts, strict=True):
+            assert of_large < 5 * of_small + 500, text[:40]

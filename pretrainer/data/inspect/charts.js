@@ -19,6 +19,17 @@ function svg(tag, attributes, ...children) {
   return node;
 }
 
+// A table of figures; the body's rows may be replaced later.
+function numbers(heads, body) {
+  const row = el(
+    "tr",
+    {},
+    heads.map((head) => el("th", {}, head)),
+  );
+  return el("table", {class: "numbers"}, el("thead", {}, row), body);
+}
+
+const sum = (values) => values.reduce((a, b) => a + b, 0);
 const count = (n) => Math.round(n).toLocaleString("en-US");
 const percent = (share) => `${(100 * share).toFixed(Math.abs(share) < 0.0995 && share !== 0 ? 2 : 1)}\u00a0%`;
 

@@ -155,22 +155,7 @@ function drawReasons() {
     el(
       "div",
       {class: "scroll"},
-      el(
-        "table",
-        {class: "numbers"},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            ["stage", "reason", "documents", "share of all", "bytes", "in the config", ""].map((word) =>
-              el("th", {}, word),
-            ),
-          ),
-        ),
-        table,
-      ),
+      numbers(["stage", "reason", "documents", "share of all", "bytes", "in the config", ""], table),
     ),
   );
   const draw = () => {

@@ -241,12 +241,12 @@ function labelCard(title, {names, codes}) {
   };
   state.listeners.push(draw);
   draw();
-  const words = [title, "documents", "share", "kept", "kept share"].map((word) => el("th", {}, word));
+  const heads = [title, "documents", "share", "kept", "kept share"];
   return el(
     "div",
     {class: "card"},
     el("h3", {}, title),
-    el("div", {class: "scroll"}, el("table", {class: "numbers"}, el("thead", {}, el("tr", {}, words)), body)),
+    el("div", {class: "scroll"}, numbers(heads, body)),
     more > 0 ? el("p", {class: "quiet"}, `and ${count(more)} more`) : null,
   );
 }

@@ -13,8 +13,8 @@ const place = (id) => document.getElementById(id);
 const source = () => sources[state.active];
 const decided = () => state.decided[state.active];
 const limits = () => state.limits[state.active];
-const keptShare = (result) =>
-  result.stages.filter((stage) => stage === null).length / Math.max(1, result.stages.length);
+const keptOf = (result) => result.stages.filter((stage) => stage === null).length;
+const keptShare = (result) => keptOf(result) / Math.max(1, result.stages.length);
 const heading = (text, ...more) => [el("h2", {}, text), ...more.map((words) => el("p", {class: "note"}, words))];
 
 // ---- limits that move
@@ -60,41 +60,24 @@ function resetLimits() {
 // ---- header
 
 function drawHeader() {
-  const documents = sources.reduce((sum, each) => sum + each.documents, 0);
-  const size = sources.reduce((sum, each) => sum + each.size.reduce((a, b) => a + b, 0), 0);
+  const documents = sum(sources.map((each) => each.documents));
+  const size = sum(sources.map((each) => sum(each.size)));
   const cards = sources.map((each, n) => {
-    const total = each.size.reduce((a, b) => a + b, 0);
+    const rows = data.timings[n].map(([stage, seconds, given]) =>
+      el(
+        "tr",
+        {},
+        el("td", {}, stage),
+        el("td", {}, seconds.toFixed(3)),
+        el("td", {}, seconds > 0 && given ? (given / seconds / 1e6).toFixed(1) : "–"),
+      ),
+    );
     return el(
       "div",
       {class: "card"},
       el("h3", {}, each.name, el("span", {class: "tag"}, each.preset)),
-      el("p", {}, `${count(each.documents)} documents, ${bytes(total)}, from ${count(each.records)} records read`),
-      el(
-        "table",
-        {class: "numbers"},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            ["stage", "seconds", "MB/s"].map((word) => el("th", {}, word)),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          data.timings[n].map(([stage, seconds, given]) =>
-            el(
-              "tr",
-              {},
-              el("td", {}, stage),
-              el("td", {}, seconds.toFixed(3)),
-              el("td", {}, seconds > 0 && given ? (given / seconds / 1e6).toFixed(1) : "–"),
-            ),
-          ),
-        ),
-      ),
+      el("p", {}, `${count(each.documents)} documents, ${bytes(sum(each.size))}, from ${count(each.records)} records read`),
+      numbers(["stage", "seconds", "MB/s"], el("tbody", {}, rows)),
     );
   });
   place("top").append(
@@ -147,7 +130,7 @@ function drawBar() {
   );
   const draw = () => {
     const [now, was] = [keptShare(decided()), keptShare(state.original[state.active])];
-    const kept = decided().stages.filter((stage) => stage === null).length;
+    const kept = keptOf(decided());
     const changed = decided().stages.filter(
       (stage, i) => (stage === null) !== (state.original[state.active].stages[i] === null),
     ).length;

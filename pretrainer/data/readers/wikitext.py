@@ -35,7 +35,8 @@ _MARK = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _TAG_NAME = re.compile(r"[a-z]+", re.IGNORECASE)
-_EXTERNAL = re.compile(r"\[(?:https?:|ftp:|mailto:|//)[^\s\[\]]*[ \t]*([^\[\]\n]*)\]", re.IGNORECASE)
+# Possessive, because the label may hold what the address does: trying all borders between them would be quadratic.
+_EXTERNAL = re.compile(r"\[(?:https?:|ftp:|mailto:|//)[^\s\[\]]*+[ \t]*+([^\[\]\n]*+)\]", re.IGNORECASE)
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _NOTHING = re.compile(r"'{2,}|__[A-Z]{3,}__|\{\{+|\}\}+|\[\[|\]\]|(?<=\()[ \t;,]+")
