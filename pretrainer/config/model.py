@@ -170,6 +170,13 @@ class ModelConfig:
             self.bias,
             "experts have no biases: use none or qkv with model.moe.experts",
         )
+        for name, width in (("hidden", self.hidden), ("ffn_hidden", self.ffn_width)):
+            require(
+                self.moe.experts == 0 or width % 8 == 0,
+                f"model.{name}",
+                width,
+                "with experts it must be a multiple of 8, as the grouped matrix products of GPUs want it",
+            )
 
     def _check_heads(self) -> None:
         require(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrainer.config.model import MoeConfig
+from pretrainer.config import MoeConfig
 from pretrainer.model.moe import Router, Routing, router_scores
 
 

@@ -139,7 +139,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """softmax(q k^T / sqrt(D) + mask) v: [B, N, Q, D] from q [B, N, Q, D] and k, v [B, M, S, D], where M divides N."""
     shared = k.shape[1] != q.shape[1]
     if isinstance(mask, FlexMask):
-        run = _compiled(flex_attention) if q.is_cuda else flex_attention
+        run: Callable[..., Tensor] = _compiled(flex_attention) if q.is_cuda else flex_attention
         return run(q, k, v, score_mod=mask.score_mod, block_mask=mask.blocks, enable_gqa=shared)
     values = mask.values
     if values is not None and values.dtype != torch.bool:

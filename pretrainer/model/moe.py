@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrainer.config import ModelConfig
-from pretrainer.config.model import MoeConfig
+from pretrainer.config import ModelConfig, MoeConfig
 from pretrainer.model.ffn import ACTIVATIONS, FeedForward
 
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pretrainer.config import ModelConfig
-from pretrainer.config.model import RopeScalingConfig
+from pretrainer.config import ModelConfig, RopeScalingConfig
 
 
 def _frequencies(head_width: int, theta: float, device: torch.device) -> Tensor:
@@ -41,11 +40,12 @@ def _ntk(scaling: RopeScalingConfig, head_width: int, theta: float, device: torc
 def _yarn(scaling: RopeScalingConfig, head_width: int, theta: float, device: torch.device) -> Tensor:
     """NTK by parts (arXiv:2309.00071, section 3.2): between beta_fast and beta_slow turns a ramp over the dimensions,
     whose ends are rounded outward as in the authors' code."""
-    assert scaling.original_context is not None
+    context = scaling.original_context
+    assert context is not None
     plain = _frequencies(head_width, theta, device)
 
     def dimension(turns: float) -> float:  # the one that turns so often within the original context
-        return head_width * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return head_width * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low = max(math.floor(dimension(scaling.beta_fast)), 0)
     high = min(math.ceil(dimension(scaling.beta_slow)), head_width - 1)

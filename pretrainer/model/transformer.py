@@ -92,12 +92,18 @@ class Transformer(nn.Module):
         output makes something else of (hidden states [B, S, H], output_weight [V, H]), such as a loss in chunks; under
         FSDP the weight is whole inside this call only.
         """
-        return output(self.hidden(tokens, positions, document_ids, cache), self.output_weight)
+        return output(self._states(tokens, positions, document_ids, cache), self.output_weight)
 
     def hidden(
         self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """Final normed hidden states [B, S, H]; arguments as those of `forward`."""
+        return self._states(tokens, positions, document_ids, cache)
+
+    def _states(
+        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        # Apart from `hidden`, which FSDP wraps: after it the root's parameters are shards again.
         assert cache is None or (document_ids is None and (cache.length == 0 or tokens.shape[1] == 1))
         assert cache is None or self.config.causal, "a cache holds what later tokens cannot change"
         x = self.embed(tokens)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrainer.model.balance import GroupCounts, auxiliary_sum, expert_counts, move_expert_biases
+from pretrainer.model.moe import Router
 from pretrainer.model.transformer import Transformer
 
 
@@ -66,4 +67,4 @@ def balance_experts(model: nn.Module, counts: Tensor | None) -> None:
     """After an update: move the bias on each router's choice, where the config asks for it."""
     mixture = _mixture(model)
     if mixture is not None and counts is not None and mixture.config.moe.balance == "bias":
-        move_expert_biases([block.ffn.router for block in mixture.blocks], counts)
+        move_expert_biases([module for module in mixture.modules() if isinstance(module, Router)], counts)
