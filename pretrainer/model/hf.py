@@ -49,7 +49,7 @@ def require_llama(config: ModelConfig) -> None:
         value = getattr(config, name)
         if name == "moe" and value.experts == 0:
             continue
-        require(value == expected, f"model.{name}", value, f"export writes Llama's architecture alone: use {expected!r}")
+        require(value == expected, f"model.{name}", value, f"export writes a Llama, which has {expected!r} here")
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:

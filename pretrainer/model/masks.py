@@ -104,16 +104,16 @@ def _flex_mods(
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _for_device(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
     # Uncompiled, FlexAttention builds the whole score matrix; on the CPU it is run so by the tests alone.
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False) if device_type == "cuda" else function
 
 
 def flex_mask(pattern: Pattern, length: int, document_ids: Tensor | None, device: torch.device) -> FlexMask:
     """The same mask for whole rows of `length` tokens, as tiles that FlexAttention visits."""
     seen, score_mod = _flex_mods(pattern, document_ids, device)
     rows = None if document_ids is None else document_ids.shape[0]
-    make = _compiled(create_block_mask) if device.type == "cuda" else create_block_mask
+    make = _for_device(create_block_mask, device.type)
     return FlexMask(make(seen, rows, None, length, length, device=device), score_mod)
 
 
@@ -139,7 +139,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """softmax(q k^T / sqrt(D) + mask) v: [B, N, Q, D] from q [B, N, Q, D] and k, v [B, M, S, D], where M divides N."""
     shared = k.shape[1] != q.shape[1]
     if isinstance(mask, FlexMask):
-        run: Callable[..., Tensor] = _compiled(flex_attention) if q.is_cuda else flex_attention
+        run = _for_device(flex_attention, q.device.type)
         return run(q, k, v, score_mod=mask.score_mod, block_mask=mask.blocks, enable_gqa=shared)
     values = mask.values
     if values is not None and values.dtype != torch.bool:

@@ -12,7 +12,7 @@ from pretrainer.errors import ConfigError
 _GPT: dict[str, Any] = dict(positions="learned", norm="layernorm", bias="all", ffn="gelu_tanh")
 _GPT2 = _GPT | dict(context=1024)  # Radford et al. 2019; vocabulary 50,257
 # Brown et al. 2020, arXiv:2005.14165, table 2.1; vocabulary 50,257. Departures: no layer is sparse; and where the
-# table's heads times their width do not make its d_model (XL, 13B), the number of heads or d_model is the one that does.
+# table's heads times their width do not make its d_model (XL, 13B), the heads or d_model are those that do.
 _GPT3 = _GPT | dict(context=2048)
 _LLAMA2: dict[str, Any] = dict(tie_embeddings=False, context=4096)  # arXiv:2307.09288; vocabulary 32,000
 _LLAMA3: dict[str, Any] = dict(tie_embeddings=False, context=8192, kv_heads=8, rope_theta=5e5)  # vocabulary 128,256

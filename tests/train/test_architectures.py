@@ -167,6 +167,23 @@ ON_RANKS = {balance: replace(experts(balance=balance), dropout=0.1) for balance 
 ON_RANKS["gpt2"] = ARCHITECTURES["gpt2"]
 
 
+def test_the_router_decides_in_float32_whatever_the_precision() -> None:
+    config, batch = experts(shared_experts=1), pieces(1, 0)[0]
+    model = fill(parallel.Replica(config, VOCAB))
+    exactly = model(batch.inputs, batch.positions, batch.document_ids)
+    model.precision = torch.bfloat16
+    rounded = model(batch.inputs, batch.positions, batch.document_ids)
+    assert rounded.dtype == torch.bfloat16 and all(r.logits.dtype == torch.float32 for r in model.routing)
+    assert not torch.equal(rounded.float(), exactly)
+    torch.testing.assert_close(rounded.float(), exactly, rtol=0, atol=0.1)
+    states: list[torch.Tensor] = []
+    hook = model.blocks[0].ffn.register_forward_pre_hook(lambda module, args: states.append(args[0]))
+    model(batch.inputs, batch.positions, batch.document_ids)
+    hook.remove()
+    expected = states[0].float() @ model.blocks[0].ffn.router.weight.T
+    torch.testing.assert_close(model.routing[0].logits, expected, rtol=0, atol=1e-6)
+
+
 def train(rank: int, world: int) -> dict[str, Any]:
     """Two steps of each model on this rank, sharded where there are several, as large models are."""
     out: dict[str, Any] = {}
