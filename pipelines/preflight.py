@@ -129,6 +129,7 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
     """The derived plan, one aligned line per number."""
     data, train = config.data, config.train
     parameters = parameter_count(config.model, vocab_size)
+    active = parameter_count(config.model, vocab_size, active=True)
     per_token = flops_per_token(config.model, vocab_size, data.seq_len)
     tokens = config.total_steps * train.global_batch_tokens
     sizes = manifest.source_bytes()
@@ -145,7 +146,8 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
     rows = [
         (
             "model",
-            f"{parameters:,} parameters ({config.model.layers} layers, width {config.model.hidden}, "
+            f"{parameters:,} parameters{'' if active == parameters else f', {active:,} active per token'} "
+            f"({config.model.layers} layers, width {config.model.hidden}, "
             f"vocabulary {vocab_size:,})",
         ),
         ("compute", f"{per_token:,} FLOPs per token, {per_token * tokens:.3g} FLOPs in all"),

@@ -5,6 +5,8 @@ Every function takes any model and does nothing for a dense one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -61,6 +63,21 @@ def take_expert_tokens(model: nn.Module) -> Tensor | None:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(counts)
     return counts
+
+
+def expert_load(expert_tokens: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Metrics of a step's tokens per expert: for each block its busiest and its idlest expert, over the mean (1: even).
+
+    Two numbers per block, however many experts there are.
+    """
+    metrics = {}
+    for layer, counts in enumerate(expert_tokens):
+        mean = max(1, sum(counts)) / len(counts)
+        metrics |= {
+            f"experts/block{layer:02}/busiest": max(counts) / mean,
+            f"experts/block{layer:02}/idlest": min(counts) / mean,
+        }
+    return metrics
 
 
 def balance_experts(model: nn.Module, counts: Tensor | None) -> None:

@@ -20,6 +20,7 @@ from pretrainer.train import parallel
 from pretrainer.train.batch import micro_batches, to_tensor, valid_targets
 from pretrainer.train.checkpoint import load_sharded, save_sharded
 from pretrainer.train.exact import BlockSum, exact_train_step, weights_digest
+from pretrainer.train.experts import expert_load
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.step import IGNORE, MicroBatch, StepResult, train_step
 from tests.model.architectures import ARCHITECTURES, experts
@@ -135,6 +136,15 @@ def test_a_step_that_is_not_applied_moves_no_bias_and_counts_afresh() -> None:
     assert not all(torch.equal(b, before[n]) for n, b in model.named_buffers())
 
 
+def test_the_load_of_experts_is_over_the_mean() -> None:
+    assert expert_load([(8, 0, 4), (4, 4, 4)]) == {
+        "experts/block00/busiest": 2.0, "experts/block00/idlest": 0.0,
+        "experts/block01/busiest": 1.0, "experts/block01/idlest": 1.0,
+    }  # fmt: skip
+    assert expert_load([(0, 0)]) == {"experts/block00/busiest": 0.0, "experts/block00/idlest": 0.0}
+    assert expert_load(()) == {}
+
+
 def exact_steps(config: ModelConfig, ranks: int) -> tuple[str, list[StepResult]]:
     """Two exact steps of four slot blocks, dealt to so many ranks that this process plays one after the other."""
     model, optimizer = plain(config)
@@ -185,11 +195,12 @@ def test_the_router_decides_in_float32_whatever_the_precision() -> None:
 
 
 def train(rank: int, world: int) -> dict[str, Any]:
-    """Two steps of each model on this rank, sharded where there are several, as large models are."""
+    """Two steps of each model on this rank, sharded where there are several: all but the first as large models are."""
     out: dict[str, Any] = {}
-    parallel.RESHARD_FROM_PARAMETERS = 0 if world > 1 else parallel.RESHARD_FROM_PARAMETERS
     one = pieces(1, 0)[0]
     for name, config in ON_RANKS.items():
+        if world > 1 and name != "slot_block":
+            parallel.RESHARD_FROM_PARAMETERS = 0
         model, optimizer = plain(config) if world == 1 else build(config, TRAIN)
         results = run_steps(model, optimizer, rank, world, 0, 2)
         model.eval()
