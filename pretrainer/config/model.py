@@ -133,8 +133,6 @@ class ModelConfig:
     """Base of the rotary position embedding."""
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     """Rotary positions beyond an original context."""
-    causal: bool = True
-    """A token sees itself and earlier ones; false lets it see both sides, for masked language models."""
     sliding_window: int | None = None
     """A token sees so many tokens including itself (to either side when not causal); by default all."""
     global_attention_every: int | None = None
@@ -143,6 +141,8 @@ class ModelConfig:
     """Dropout on embeddings and on the output of each sub-layer."""
     tie_embeddings: bool = True
     """Share the input embedding with the output layer."""
+    causal: bool = True
+    """A token attends to those before it; without it to all of its document, as train.objective=mlm needs."""
     document_mask: bool = True
     """Attention stays inside a document of a packed row; positions restart there."""
     moe: MoeConfig = field(default_factory=MoeConfig)

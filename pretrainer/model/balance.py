@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pretrainer.config import MoeConfig
-from pretrainer.model.moe import Router, Routing, router_scores
+from pretrainer.model.moe import Router, Routing, choices, router_scores
 
 
 class GroupCounts(NamedTuple):
@@ -29,13 +28,12 @@ class GroupCounts(NamedTuple):
 
 def expert_counts(routings: Sequence[Routing], valid: Tensor) -> Tensor:
     """[L, E] int64: how often the tokens that are true in valid [b, S] chose each expert."""
-    return torch.stack([_choices(r, valid).sum((0, 1)) for r in routings])
+    return torch.stack([_valid_choices(r, valid).sum((0, 1)) for r in routings])
 
 
-def _choices(routing: Routing, valid: Tensor) -> Tensor:
-    """[b, S, E] int64: 1 where a valid token chose the expert."""
-    chosen = F.one_hot(routing.chosen, routing.logits.shape[-1]).sum(2)
-    return chosen * valid[..., None]
+def _valid_choices(routing: Routing, valid: Tensor) -> Tensor:
+    """Bool [b, S, E], true where a valid token chose the expert."""
+    return choices(routing.chosen, routing.logits.shape[-1]) & valid[..., None]
 
 
 def _balance_sum(routing: Routing, valid: Tensor, moe: MoeConfig, chosen: Tensor, tokens: Tensor) -> Tensor:
@@ -64,9 +62,9 @@ def auxiliary_sum(
     for layer, routing in enumerate(routings):
         if moe.balance in ("sequence", "slot_block"):
             if moe.balance == "sequence":
-                chosen, tokens = _choices(routing, valid).sum(1), valid.sum(1)
+                chosen, tokens = _valid_choices(routing, valid).sum(1), valid.sum(1)
             elif slot_block is None:
-                chosen, tokens = _choices(routing, valid).sum((0, 1))[None], valid.sum()[None]
+                chosen, tokens = _valid_choices(routing, valid).sum((0, 1))[None], valid.sum()[None]
             else:
                 chosen, tokens = slot_block.chosen[layer][None], slot_block.tokens[None]
             total = total + moe.balance_weight * _balance_sum(routing, valid, moe, chosen, tokens)

@@ -102,9 +102,11 @@ def _model_config(raw: Mapping[str, Any], folder: Path) -> ModelConfig:
         raise StorageError(f"{folder}/config.json is not of a Llama without biases: export it as LlamaForCausalLM")
     if rope.get("rope_type", "default") != "default" or raw.get("rope_scaling"):
         raise StorageError(f"{folder}/config.json scales RoPE, which is not supported: use one without rope_scaling")
+    usual = raw["hidden_size"] // raw["num_attention_heads"]
+    head_width = None if raw.get("head_dim") == usual else raw.get("head_dim")
     return ModelConfig(
         layers=raw["num_hidden_layers"], hidden=raw["hidden_size"], heads=raw["num_attention_heads"],
-        kv_heads=raw.get("num_key_value_heads"), head_width=raw.get("head_dim"), ffn_hidden=raw["intermediate_size"],
+        kv_heads=raw.get("num_key_value_heads"), head_width=head_width, ffn_hidden=raw["intermediate_size"],
         rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))), norm_eps=raw["rms_norm_eps"],
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
     )  # fmt: skip

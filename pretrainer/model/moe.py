@@ -30,6 +30,12 @@ def router_scores(logits: Tensor, moe: MoeConfig) -> Tensor:
     return logits.softmax(-1) if moe.score == "softmax" else logits.sigmoid()
 
 
+def choices(chosen: Tensor, experts: int) -> Tensor:
+    """Bool [..., E], true where an expert is among the chosen [..., k]."""
+    empty = torch.zeros((*chosen.shape[:-1], experts), dtype=torch.bool, device=chosen.device)
+    return empty.scatter(-1, chosen, True)
+
+
 class Router(nn.Module):
     """Chooses k experts per token and weighs them; always in float32, where close scores stay apart."""
 
@@ -107,7 +113,7 @@ class MixtureOfExperts(nn.Module):
     def _routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         top_k, width = self.moe.top_k, x.shape[-1]
         order = chosen.flatten().argsort(stable=True)  # [T k], by expert
-        counts = F.one_hot(chosen.flatten(), self.moe.experts).sum(0)
+        counts = choices(chosen, self.moe.experts).sum(0)
         # Both permutations name every row once, so their backward passes add nothing in an order that could vary.
         copies = x[:, None].expand(-1, top_k, -1).reshape(-1, width)[order]
         out = self.experts(copies, counts)[order.argsort()].unflatten(0, (-1, top_k))  # [T, k, H]

@@ -47,7 +47,7 @@ def test_reading_back_gives_the_same_model(exported):
     again = Transformer(config, vocab).eval()
     again.load_state_dict(state)
     tokens = torch.randint(0, VOCAB, (1, 20), generator=torch.Generator().manual_seed(0))
-    assert vocab == VOCAB
+    assert vocab == VOCAB and config.head_width == model.config.head_width
     assert torch.equal(again(tokens, torch.arange(20)[None]), model(tokens, torch.arange(20)[None]))
 
 
