@@ -144,11 +144,13 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
 def _model_rows(config: Config, vocab_size: int) -> list[Row]:
     model, train = config.model, config.train
     parameters, per_token = parameter_count(model, vocab_size), flops_per_token(model, vocab_size, config.data.seq_len)
+    active = parameter_count(model, vocab_size, active=True)
     tokens = config.total_steps * train.global_batch_tokens
     return [
         (
             "model",
-            f"{parameters:,} parameters ({model.layers} layers, width {model.hidden}, vocabulary {vocab_size:,})",
+            f"{parameters:,} parameters{'' if active == parameters else f', {active:,} active per token'} "
+            f"({model.layers} layers, width {model.hidden}, vocabulary {vocab_size:,})",
         ),
         ("compute", f"{per_token:,} FLOPs per token, {per_token * tokens:.3g} FLOPs in all"),
         (

@@ -112,6 +112,7 @@ def summarise(
         "train_loss": steps[-1]["loss"] if steps else None,
         **validation,
         "parameters": parameter_count(config.model, data.vocab_size),
+        "active_parameters": parameter_count(config.model, data.vocab_size, active=True),
         "vocab_size": data.vocab_size,
         "world_sizes": sorted({start["world_size"] for start in session.starts}),
         "restarts": len(session.starts) - len({start["segment"] for start in session.starts}),

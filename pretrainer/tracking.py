@@ -151,6 +151,7 @@ def _step_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
         out += [(f"speed/{name}", event[name], last) for name in ("tokens_per_s", "data_wait_fraction", "world_size")]
         out += [("speed/mfu", event["mfu"], last)] if event["mfu"] is not None else []
         out.append(("train/tokens", event["tokens"], last))
+        out += [(name, value, last) for name, value in event.get("expert_load", {}).items()]
     return out
 
 

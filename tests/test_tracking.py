@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pretrainer.tracking import Tracker, default_uri
+from pretrainer.tracking import EVENT_METRICS, Tracker, default_uri
 from pretrainer.train.recorder import Recorder
 
 
@@ -101,6 +101,13 @@ def test_restart_continues_the_same_run(place: tuple[str, str], client: MlflowCl
     assert [run.info.run_id for run in runs(client, experiment)] == [run_id]
     assert history(client, run_id, "train/loss") == [(n, 10.0 / n) for n in range(1, 6)]
     assert client.get_run(run_id).data.params == {"train.steps": "3"}  # MLflow forbids to change a parameter
+
+
+def test_the_load_of_experts_is_a_metric_of_the_last_step() -> None:
+    load = {"experts/block00/busiest": 1.5, "experts/block00/idlest": 0.5}
+    metrics = EVENT_METRICS["steps"]({**steps(1, 2), "expert_load": load})
+    assert [m for m in metrics if m[0].startswith("experts/")] == [(name, load[name], 2) for name in load]
+    assert not any(name.startswith("experts/") for name, _value, _step in EVENT_METRICS["steps"](steps(1, 2)))
 
 
 def test_each_step_has_one_value_though_workers_replay(

@@ -24,15 +24,15 @@ from pretrainer.config.curation import (
 )
 from pretrainer.config.data import DataConfig, SegmentConfig, TokenizerConfig
 from pretrainer.config.dedup import DedupConfig, LineDedupConfig
-from pretrainer.config.model import ModelConfig
+from pretrainer.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from pretrainer.config.sources import SourceConfig
 from pretrainer.config.train import TrainConfig
 from pretrainer.errors import require
 
 __all__ = [
     "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "ExtractConfig",
-    "LanguageConfig", "LineDedupConfig", "ModelConfig", "PerplexityConfig", "PiiConfig",
-    "QualityConfig", "RunConfig", "SegmentConfig",
+    "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "PerplexityConfig", "PiiConfig",
+    "QualityConfig", "RopeScalingConfig", "RunConfig", "SegmentConfig",
     "SourceConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
 ]  # fmt: skip
 
@@ -118,6 +118,14 @@ class Config:
             batch,
             f"must be a multiple of data.seq_len x data.slot_sequences = {slot}: the nearest are "
             f"{max(1, batch // slot) * slot} and {(batch // slot + 1) * slot}",
+        )
+        longest = max(self.data.seq_len, *(segment.seq_len or 0 for segment in self.data.curriculum), 0)
+        require(
+            self.model.positions != "learned" or self.model.context is None or longest <= self.model.context,
+            "model.context",
+            self.model.context,
+            f"model.positions=learned has no row for position {longest - 1} of the data's {longest} tokens: use "
+            f"{longest} or more",
         )
         micro = self.train.micro_batch_sequences
         require(

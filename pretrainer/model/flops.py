@@ -6,7 +6,7 @@ from typing import Literal
 
 from pretrainer.config import ModelConfig
 from pretrainer.errors import ConfigError
-from pretrainer.model.presets import block_parameters, parameter_count
+from pretrainer.model.presets import block_parameters, parameter_count, table_parameters
 
 GIB = 2**30
 
@@ -32,15 +32,25 @@ PEAK_FLOPS: dict[str, float] = {
 }
 
 
+def keys_per_query(config: ModelConfig, layer: int, seq_len: int) -> int:
+    """Tokens that a token of this block attends to on average, before what lies behind it is masked.
+
+    The whole sequence, or with a window w twice what a causal one lets through: w (2 S - w) / S, which is S at w = S.
+    """
+    window = config.window(layer)
+    return seq_len if window is None or window >= seq_len else window * (2 * seq_len - window) // seq_len
+
+
 def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> int:
-    """Training FLOPs per token, forward and backward: 6 N + 12 L H S.
+    """Training FLOPs per token, forward and backward: 6 N + 12 A sum over blocks of S.
 
     PaLM, appendix B (Chowdhery et al. 2022, arXiv:2204.02311): attention counts in full although half of it is masked,
-    recomputation does not count. N leaves out an input table that is not also the output layer: a look-up multiplies
-    nothing.
+    recomputation does not count. A is the width of all query heads, H by default. N counts what a token passes through:
+    the experts that it chooses, and no table that is only looked up in, which multiplies nothing.
     """
-    active = parameter_count(config, vocab_size) - (0 if config.tie_embeddings else vocab_size * config.hidden)
-    return 6 * active + 12 * config.layers * config.hidden * seq_len
+    active = parameter_count(config, vocab_size, active=True) - table_parameters(config, vocab_size)
+    attended = sum(keys_per_query(config, layer, seq_len) for layer in range(config.layers))
+    return 6 * active + 12 * config.heads * config.width_per_head * attended
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -76,7 +86,8 @@ def exact_memory_estimate_bytes(config: ModelConfig, vocab_size: int, precision:
     bytes for each of its elements.
     """
     each = 26 if precision == "bfloat16" else 24
-    return each * parameter_count(config, vocab_size) + 16 * max(vocab_size, config.ffn_width) * config.hidden
+    rows = max(vocab_size, max(1, config.moe.experts) * config.ffn_width)
+    return each * parameter_count(config, vocab_size) + 16 * rows * config.hidden
 
 
 def check_exact_memory(config: ModelConfig, vocab_size: int, half: bool, there: float, where: str) -> None:

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from pretrainer.model.transformer import KVCache
+from pretrainer.config import ModelConfig
+from pretrainer.model.attention import KVCache
 
 
 def _uniform(seed: int, index: int) -> float:
@@ -34,6 +35,12 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, uniform: float
     return int(ids[min(int(index), keep - 1)])
 
 
+def longest_text(model: nn.Module) -> int | None:
+    """Tokens that the model can look at together: the rows of learned positions; None where there is no limit."""
+    config = getattr(model, "config", None)
+    return config.context if isinstance(config, ModelConfig) and config.positions == "learned" else None
+
+
 @torch.no_grad()
 def generate(
     model: nn.Module,
@@ -45,12 +52,18 @@ def generate(
     stop_id: int | None = None,
     device: torch.device | str = "cpu",
 ) -> list[int]:
-    """New token ids after the prompt, with a key-value cache; the stop id ends the text and is not returned."""
+    """New token ids after the prompt, with a key-value cache; the stop id ends the text and is not returned.
+
+    A text longer than learned positions reach is continued from its end, which the cache cannot help with.
+    """
     was_training = model.training
     model.eval()
-    cache, new_ids, given = KVCache(), [], list(prompt_ids)
+    new_ids: list[int] = []
+    cache, given, limit = KVCache(), list(prompt_ids), longest_text(model)
     for index in range(max_new_tokens):
         start = cache.length
+        if limit is not None and start + len(given) > limit:
+            cache, start, given = KVCache(), 0, [*prompt_ids, *new_ids][-limit:]
         tokens = torch.tensor([given], device=device)
         logits = model(tokens, torch.arange(start, start + len(given), device=device)[None], None, cache)
         token = choose(logits[0, -1], temperature, top_k, _uniform(seed, index))
@@ -95,9 +108,10 @@ def generate_in_lockstep(
     """`generate` without a cache, for a sharded model: all ranks call it alike and get the same tokens."""
     was_training = model.training
     model.eval()
-    ids = list(prompt_ids)
+    ids, limit = list(prompt_ids), longest_text(model)
     for index in range(max_new_tokens):
-        logits = model(torch.tensor([ids], device=device), torch.arange(len(ids), device=device)[None])
+        seen = ids if limit is None else ids[-limit:]
+        logits = model(torch.tensor([seen], device=device), torch.arange(len(seen), device=device)[None])
         token = _agree(choose(logits[0, -1], temperature, top_k, _uniform(seed, index)), device)
         if token == stop_id:
             break

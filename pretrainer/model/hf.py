@@ -13,8 +13,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pretrainer.config import ModelConfig
-from pretrainer.errors import StorageError
+from pretrainer.config import ModelConfig, MoeConfig, RopeScalingConfig
+from pretrainer.errors import StorageError, require
 from pretrainer.schema import BOS, EOS, PAD
 
 # our name -> Hugging Face's; inside a block the name follows "model.layers.<i>."
@@ -36,6 +36,22 @@ _BLOCK = {
 }
 
 
+# What a LlamaForCausalLM is; other fields of ModelConfig are free.
+_LLAMA = {
+    "ffn": "swiglu", "norm": "rmsnorm", "norm_position": "pre", "bias": "none", "qk_norm": False, "positions": "rope",
+    "rope_scaling": RopeScalingConfig(), "causal": True, "sliding_window": None, "moe": MoeConfig(),
+}  # fmt: skip
+
+
+def require_llama(config: ModelConfig) -> None:
+    """Raise ConfigError for a model that LlamaForCausalLM does not compute."""
+    for name, expected in _LLAMA.items():
+        value = getattr(config, name)
+        if name == "moe" and value.experts == 0:
+            continue
+        require(value == expected, f"model.{name}", value, f"export writes a Llama, which has {expected!r} here")
+
+
 def hf_names(config: ModelConfig) -> dict[str, str]:
     """Our parameter name -> Hugging Face's, for every parameter of the model."""
     top = {ours: theirs for ours, theirs in _TOP.items() if ours != "head.weight" or not config.tie_embeddings}
@@ -54,7 +70,7 @@ def hf_config(config: ModelConfig, vocab_size: int, seq_len: int) -> dict[str, A
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab_size,
         "hidden_size": config.hidden, "intermediate_size": config.ffn_width, "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads, "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.hidden // config.heads, "hidden_act": "silu", "rms_norm_eps": config.norm_eps,
+        "head_dim": config.width_per_head, "hidden_act": "silu", "rms_norm_eps": config.norm_eps,
         "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": seq_len, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD,
         # transformers 5 reads rope_parameters, 4 reads rope_theta
@@ -67,8 +83,10 @@ def to_hf(
 ) -> None:
     """Write config.json and model.safetensors, from which AutoModelForCausalLM.from_pretrained gives the same logits.
 
-    full_state_dict maps our parameter names to whole tensors; seq_len becomes max_position_embeddings.
+    full_state_dict maps our parameter names to whole tensors; seq_len becomes max_position_embeddings. Raises
+    ConfigError for an architecture other than Llama's.
     """
+    require_llama(config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = hf_names(config)
@@ -84,11 +102,11 @@ def _model_config(raw: Mapping[str, Any], folder: Path) -> ModelConfig:
         raise StorageError(f"{folder}/config.json is not of a Llama without biases: export it as LlamaForCausalLM")
     if rope.get("rope_type", "default") != "default" or raw.get("rope_scaling"):
         raise StorageError(f"{folder}/config.json scales RoPE, which is not supported: use one without rope_scaling")
-    if raw.get("head_dim") not in (None, raw["hidden_size"] // raw["num_attention_heads"]):
-        raise StorageError(f"{folder}/config.json: head_dim={raw['head_dim']} is not hidden_size / num_attention_heads")
+    usual = raw["hidden_size"] // raw["num_attention_heads"]
+    head_width = None if raw.get("head_dim") == usual else raw.get("head_dim")
     return ModelConfig(
         layers=raw["num_hidden_layers"], hidden=raw["hidden_size"], heads=raw["num_attention_heads"],
-        kv_heads=raw.get("num_key_value_heads"), ffn_hidden=raw["intermediate_size"],
+        kv_heads=raw.get("num_key_value_heads"), head_width=head_width, ffn_hidden=raw["intermediate_size"],
         rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))), norm_eps=raw["rms_norm_eps"],
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
     )  # fmt: skip

@@ -86,6 +86,7 @@ def micro_batches(
             positions=torch.from_numpy(positions[cut, :-1].copy()).to(tokens.device),
             document_ids=torch.from_numpy(ids.copy()).to(tokens.device) if ids.any() else None,
             seed=dropout_seed(run_seed, step, slot_block, index),
+            slot_block=slot_block,
         ))
     return result
 

@@ -46,7 +46,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[
     release_gathered(model)  # the optimizer knows the shards only
     # Detached views share storage with the parameters, so loading into them fills the model.
     named = dict(model.named_parameters())
-    tensors = {f"model.{name}": parameter.detach() for name, parameter in named.items()}
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in (*named.items(), *model.named_buffers())}
     if optimizer is not None:
         tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for name, p in named.items() for moment in _MOMENTS}
     return tensors
@@ -160,7 +160,7 @@ def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str
 
 
 def load_full_state_dict(folder: str | Path) -> dict[str, Tensor]:
-    """Parameter name -> whole float32 tensor on the CPU, for export; one process, no process group.
+    """Name of a parameter or buffer -> whole float32 tensor on the CPU, for export; one process, no process group.
 
     Raises StorageError when `verify` does.
     """

@@ -16,6 +16,7 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
+from operator import itemgetter
 
 import torch
 import torch.distributed as dist
@@ -114,12 +115,12 @@ def exact_train_step(
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256, hex, over the float parameters in the order of their names.
+    """SHA-256, hex, over the float parameters and buffers in the order of their names.
 
     For each: the line "<name> <dtype> <d0>x<d1>…", then its elements as little-endian bytes.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted((*model.named_parameters(), *model.named_buffers()), key=itemgetter(0)):
         values = parameter.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {values.dtype.name} {'x'.join(map(str, values.shape))}\n".encode())
         digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)

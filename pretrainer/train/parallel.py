@@ -6,11 +6,19 @@ Exact mode needs the whole model on every rank instead: a replica, which nothing
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.flops import check_exact_memory
@@ -52,6 +60,7 @@ def shard(model: Transformer, mesh: DeviceMesh, precision: torch.dtype, device: 
             module.set_gradient_divide_factor(1.0)
             # Else the factor 1 becomes a premultiplied sum, which gloo does not have.
             module.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "hidden")
     if any(parameter.is_meta for parameter in model.parameters()):
         model.to_empty(device=device)
     return model
@@ -70,10 +79,15 @@ class Replica(Transformer):
     precision = torch.float32
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        output: Callable[[Tensor, Tensor], Tensor] = F.linear,
     ) -> Tensor:
         with torch.autocast(tokens.device.type, self.precision, enabled=self.precision != torch.float32):
-            return super().forward(tokens, positions, document_ids, cache)
+            return super().forward(tokens, positions, document_ids, cache, output)
 
 
 def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Replica:

@@ -12,6 +12,7 @@ from ray.util.metrics import Gauge
 
 from pretrainer.model.flops import flops_per_token, model_flops_utilization
 from pretrainer.train.evaluate import Evaluation
+from pretrainer.train.experts import expert_load
 from pretrainer.train.phases import Phases
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import StepResult
@@ -109,6 +110,8 @@ class Reporter:
                 "data_wait_fraction": waited,
                 "mfu": mfu,
                 "world_size": self.world,
+                "expert_tokens": result.expert_tokens,
+                "expert_load": expert_load(result.expert_tokens),
             }
         )
         self.interval, self.waiting = Interval(), []

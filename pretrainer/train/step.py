@@ -21,6 +21,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from pretrainer.model.balance import GroupCounts
+from pretrainer.train.experts import (
+    auxiliary_loss,
+    balance_experts,
+    needs_slot_block_counts,
+    routed_counts,
+    take_expert_tokens,
+)
+
 IGNORE = -100  # target that carries no loss; cross_entropy's own default
 
 
@@ -33,6 +42,7 @@ class MicroBatch:
     positions: Tensor  # [b, S] int64, counted from the start of each document
     document_ids: Tensor | None  # [b, S] int64, or None where every row may attend to all of itself
     seed: int = 0  # of dropout
+    slot_block: int = 0  # its number in the run; a slot block's micro-batches follow each other on one rank
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class StepResult:
     loss: float  # mean negative log-likelihood over the global batch, in nats per target
     grad_norm: float  # global norm before clipping
     applied: bool  # False when loss or gradient was not finite and the weights were left as they were
+    expert_tokens: tuple[tuple[int, ...], ...] = ()  # per block: how often valid tokens chose each expert
 
 
 def dropout_seed(run_seed: int, step: int, slot_block: int, micro_batch: int) -> int:
@@ -74,16 +85,45 @@ def _sync_on(model: nn.Module, is_last: bool) -> None:
         model.set_is_last_backward(is_last)
 
 
+def _states(hidden: Tensor, output_weight: Tensor) -> Tensor:
+    return hidden
+
+
+@torch.no_grad()
+def _slot_block_counts(model: nn.Module, runs: Sequence[tuple[MicroBatch, bool]]) -> list[GroupCounts | None]:
+    """For each forward pass the choices of experts in its whole slot block, None where it is that or none are needed.
+
+    A balance loss over a slot block that is split needs all its counts before the first backward pass: one more
+    forward pass, without gradient. Slot blocks have equally many micro-batches on all ranks, so all ranks agree on it.
+    """
+    numbers = [batch.slot_block for batch, live in runs if live]
+    if not needs_slot_block_counts(model) or len(set(numbers)) == len(numbers):
+        return [None] * len(runs)
+    chosen: dict[int, Tensor] = {}
+    tokens: dict[int, Tensor] = {}
+    for batch, live in runs:  # dummies too: sharded models gather their parameters in step
+        torch.manual_seed(batch.seed)
+        model(batch.inputs, batch.positions, batch.document_ids, None, _states)
+        counts, number = routed_counts(model, (batch.targets != IGNORE) & live), batch.slot_block
+        chosen[number] = chosen.get(number, 0) + counts.chosen
+        tokens[number] = tokens.get(number, 0) + counts.tokens
+    return [GroupCounts(chosen[batch.slot_block], tokens[batch.slot_block]) for batch, _live in runs]
+
+
 def accumulate_gradients(model: nn.Module, batches: Sequence[MicroBatch], dummies: int, denominator: float) -> Tensor:
-    """Forward and backward over all micro-batches and `dummies` masked repeats of the last; this rank's nll sum."""
+    """Forward and backward over all micro-batches and `dummies` masked repeats of the last; this rank's nll sum.
+
+    With a mixture of experts the auxiliary losses are in the gradient, not in the sum.
+    """
     assert batches, "a rank without a micro-batch has no valid row for its dummies: W must not exceed G"
     runs = [(batch, True) for batch in batches] + [(batches[-1], False)] * dummies
     total = torch.zeros((), dtype=torch.float64, device=batches[0].inputs.device)
-    for index, (batch, live) in enumerate(runs):
+    for index, ((batch, live), counts) in enumerate(zip(runs, _slot_block_counts(model, runs), strict=True)):
         _sync_on(model, index == len(runs) - 1)
         torch.manual_seed(batch.seed)
         nll = nll_sum(model, batch, live)
-        (nll / denominator).backward()
+        auxiliary = auxiliary_loss(model, (batch.targets != IGNORE) & live, counts)
+        ((nll if auxiliary is None else nll + auxiliary) / denominator).backward()
         total += nll.detach()
     return total
 
@@ -119,14 +159,23 @@ def train_step(
 def apply_gradient(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, clip_norm: float
 ) -> StepResult:
-    """Clip the model's gradient and update the weights, if loss and gradient are finite; clears the gradient."""
+    """Clip the model's gradient and update the weights, if loss and gradient are finite; clears the gradient.
+
+    Every rank calls it.
+    """
+    expert_tokens = take_expert_tokens(model)
     norm = gradient_norm(model)
     grad_norm = norm.item()
     applied = math.isfinite(loss) and math.isfinite(grad_norm)
     if applied:
         _update(model, optimizer, norm, learning_rate, clip_norm)
+        balance_experts(model, expert_tokens)
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, applied)
+    return StepResult(loss, grad_norm, applied, _as_tuples(expert_tokens))
+
+
+def _as_tuples(counts: Tensor | None) -> tuple[tuple[int, ...], ...]:
+    return () if counts is None else tuple(tuple(block) for block in counts.tolist())
 
 
 def _update(

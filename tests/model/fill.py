@@ -10,6 +10,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def _value(name: str, shape: torch.Size) -> torch.Tensor:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    if name.endswith("bias"):
+        return 0.2 * noise
     if "norm" in name:
         return 1 + 0.3 * noise  # ones would hide a swap of two norms
     return noise * (0.2 if name.startswith(("embed", "head")) else shape[-1] ** -0.5)
@@ -17,12 +19,12 @@ def _value(name: str, shape: torch.Size) -> torch.Tensor:
 
 @torch.no_grad()
 def fill(model: nn.Module) -> nn.Module:
-    """Draw every parameter by its name, sharded or not; returns the model."""
-    for name, parameter in model.named_parameters():
-        value = _value(name, parameter.shape)
-        if isinstance(parameter, DTensor):
-            value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
-            parameter.to_local().copy_(value)
+    """Draw every parameter and buffer by its name, sharded or not; returns the model."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        value = _value(name, tensor.shape)
+        if isinstance(tensor, DTensor):
+            value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None).to_local()
+            tensor.to_local().copy_(value)
         else:
-            parameter.copy_(value)
+            tensor.copy_(value)
     return model

@@ -6,15 +6,17 @@ from transformers import AutoModelForCausalLM
 
 from pretrainer import schema
 from pretrainer.config import ModelConfig
-from pretrainer.errors import StorageError
+from pretrainer.errors import ConfigError, StorageError
 from pretrainer.model.hf import from_hf, to_hf
 from pretrainer.model.transformer import Transformer
+from tests.model.architectures import ARCHITECTURES
 from tests.model.fill import fill
 
 VOCAB = 150
 CONFIGS = {
     "tied": ModelConfig(layers=2, hidden=64, heads=4, norm_eps=1e-6),
     "untied-gqa": ModelConfig(layers=3, hidden=64, heads=4, kv_heads=2, tie_embeddings=False, rope_theta=5e5),
+    "head-width": ModelConfig(layers=1, hidden=48, heads=4, head_width=16, kv_heads=2),
     "tied-mqa": ModelConfig(layers=1, hidden=64, heads=8, kv_heads=1, ffn_hidden=100, norm_eps=1e-2),
 }
 
@@ -45,7 +47,7 @@ def test_reading_back_gives_the_same_model(exported):
     again = Transformer(config, vocab).eval()
     again.load_state_dict(state)
     tokens = torch.randint(0, VOCAB, (1, 20), generator=torch.Generator().manual_seed(0))
-    assert vocab == VOCAB
+    assert vocab == VOCAB and config.head_width == model.config.head_width
     assert torch.equal(again(tokens, torch.arange(20)[None]), model(tokens, torch.arange(20)[None]))
 
 
@@ -58,7 +60,7 @@ def test_special_ids_are_those_of_the_schema(exported):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("model_type", "gpt2"), ("attention_bias", True), ("head_dim", 3), ("num_hidden_layers", 9),
+    [("model_type", "gpt2"), ("attention_bias", True), ("num_hidden_layers", 9),
      ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4})],
 )  # fmt: skip
 def test_what_this_model_cannot_compute_is_refused(tmp_path, field, value):
@@ -68,3 +70,11 @@ def test_what_this_model_cannot_compute_is_refused(tmp_path, field, value):
     (tmp_path / "config.json").write_text(json.dumps(raw | {field: value}))
     with pytest.raises(StorageError):
         from_hf(tmp_path)
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_what_a_llama_cannot_compute_is_not_exported_as_one(config, tmp_path):
+    model = Transformer(config, VOCAB)
+    with pytest.raises(ConfigError, match=r"model\.\w+=.*Llama"):
+        to_hf(model.state_dict(), config, VOCAB, tmp_path / "export")
+    assert not (tmp_path / "export").exists()

@@ -1,0 +1,57 @@
+"""Feed-forward layers and norms: the parts of a block that look at one token at a time.
+
+Shapes: B rows, S tokens, H hidden, F width of the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrainer.config import ModelConfig
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+# Of the gate where there is one: SwiGLU, GEGLU (Shazeer 2020, arXiv:2002.05202); GELU (Hendrycks & Gimpel 2016), with
+# the tanh that GPT-2 has; squared ReLU (So et al. 2021, arXiv:2109.08668).
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "relu2": _relu_squared,
+}
+
+
+class FeedForward(nn.Module):
+    """down(act(gate x) * up x) with a gate, else down(act(up x)); [B, S, H] to [B, S, H]."""
+
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__()
+        has_bias = config.bias == "all"
+        self.activation = ACTIVATIONS[config.ffn]
+        self.gate = nn.Linear(config.hidden, width, bias=has_bias) if config.gated else None
+        self.up = nn.Linear(config.hidden, width, bias=has_bias)
+        self.down = nn.Linear(width, config.hidden, bias=has_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467) or LayerNorm (Ba et al. 2016) over H."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.hidden, eps=config.norm_eps)
+    return nn.LayerNorm(config.hidden, eps=config.norm_eps, bias=config.bias == "all")
