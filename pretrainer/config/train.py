@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from pretrainer.errors import require
+
+DEFAULT_WARMUP_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +27,16 @@ class TrainConfig:
     """Peak learning rate."""
     min_lr_ratio: float = 0.1
     """The schedule ends at this share of the peak."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; 100 if neither this nor train.warmup_ratio is given."""
+    warmup_ratio: float | None = None
+    """Linear warm-up as a share of all steps, rounded up; give this or train.warmup_steps."""
     schedule: str = "cosine"
-    """A name in pretrainer/train/schedule.py: SCHEDULES."""
+    """A name in pretrainer/train/schedule.py: SCHEDULES, or a function of your own as package.module:function."""
+    schedule_cycles: int = 1
+    """schedule=cosine_restarts: how many cosines the run has."""
+    schedule_power: float = 1.0
+    """schedule=polynomial: the exponent."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
     beta1: float = 0.9
@@ -82,7 +91,7 @@ class TrainConfig:
         require(self.tokens is None or self.tokens >= 1, "train.tokens", self.tokens, "use 1 or more")
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "use a positive number")
         require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "use a number from 0 to 1")
-        require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "use 0 or more")
+        self._check_schedule()
         require(self.clip_norm > 0, "train.clip_norm", self.clip_norm, "use a positive number")
         require(self.resize_stable_s >= 0, "train.resize_stable_s", self.resize_stable_s, "use 0 or more seconds")
         require(self.max_failures >= 0, "train.max_failures", self.max_failures, "use 0 or more")
@@ -115,6 +124,21 @@ class TrainConfig:
             "log_every_steps",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "use 1 or more")
+
+    def _check_schedule(self) -> None:
+        steps, ratio = self.warmup_steps, self.warmup_ratio
+        both = "train.warmup_steps / train.warmup_ratio"
+        require(steps is None or ratio is None, both, (steps, ratio), "give one of them, or neither")
+        require(steps is None or steps >= 0, "train.warmup_steps", steps, "use 0 or more")
+        require(ratio is None or 0 <= ratio <= 1, "train.warmup_ratio", ratio, "use a number from 0 to 1")
+        require(self.schedule_cycles >= 1, "train.schedule_cycles", self.schedule_cycles, "use 1 or more")
+        require(self.schedule_power > 0, "train.schedule_power", self.schedule_power, "use a positive number")
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of linear warm-up in a run of so many steps."""
+        if self.warmup_ratio is not None:
+            return math.ceil(self.warmup_ratio * total_steps - 1e-9)  # 0.1 x 30 is 3, whatever floats say
+        return DEFAULT_WARMUP_STEPS if self.warmup_steps is None else self.warmup_steps
 
     @property
     def worker_range(self) -> tuple[int, int]:
