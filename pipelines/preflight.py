@@ -25,6 +25,7 @@ from pretrainer.model.flops import (
 )
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store, redact
+from pretrainer.train.optimizer import check_optimizer
 from pretrainer.train.resize import useful_sizes
 from pretrainer.train.schedule import check_schedule
 
@@ -59,6 +60,7 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
     if config.run.copy_to is not None and training:
         Store(config.run.copy_to).check_writable()
     check_schedule(config.train, config.total_steps)
+    check_optimizer(config.train)
     check_curation(config.data)
     manifest = Manifest.build(config.data.sources)
     if run.is_local and cluster.nodes > 1 and not config.cluster.shared_storage:

@@ -9,6 +9,7 @@ from typing import Literal
 from pretrainer.errors import require
 
 DEFAULT_WARMUP_STEPS = 100
+MOST_BFLOAT16_DECAY = 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class TrainConfig:
     """schedule=cosine_restarts: how many cosines the run has."""
     schedule_power: float = 1.0
     """schedule=polynomial: the exponent."""
+    optimizer: str = "adamw"
+    """A name in pretrainer/train/optimizer.py: OPTIMIZERS; muon is Muon for hidden matrices and AdamW for the rest."""
+    optimizer_state: Literal["float32", "bfloat16"] = "float32"
+    """Type of the optimizer's moments; bfloat16 halves their memory, and the arithmetic stays float32."""
+    muon_momentum: float = 0.95
+    """Muon: share of the momentum that a step keeps."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
     beta1: float = 0.9
@@ -92,6 +99,7 @@ class TrainConfig:
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "use a positive number")
         require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "use a number from 0 to 1")
         self._check_schedule()
+        self._check_optimizer()
         require(self.clip_norm > 0, "train.clip_norm", self.clip_norm, "use a positive number")
         require(self.resize_stable_s >= 0, "train.resize_stable_s", self.resize_stable_s, "use 0 or more seconds")
         require(self.max_failures >= 0, "train.max_failures", self.max_failures, "use 0 or more")
@@ -133,6 +141,17 @@ class TrainConfig:
         require(ratio is None or 0 <= ratio <= 1, "train.warmup_ratio", ratio, "use a number from 0 to 1")
         require(self.schedule_cycles >= 1, "train.schedule_cycles", self.schedule_cycles, "use 1 or more")
         require(self.schedule_power > 0, "train.schedule_power", self.schedule_power, "use a positive number")
+
+    def _check_optimizer(self) -> None:
+        for name in ("beta1", "beta2", "muon_momentum"):
+            require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "use a number in [0, 1)")
+        require(
+            self.optimizer_state == "float32" or max(self.beta1, self.beta2, self.muon_momentum) <= MOST_BFLOAT16_DECAY,
+            "train.optimizer_state",
+            self.optimizer_state,
+            f"with beta1, beta2 or muon_momentum above {MOST_BFLOAT16_DECAY} a moment moves by less than its 8 bits "
+            "can hold: use float32, or smaller ones",
+        )
 
     def warmup(self, total_steps: int) -> int:
         """Steps of linear warm-up in a run of so many steps."""

@@ -2,7 +2,8 @@
 
 A checkpoint folder holds `.metadata` and `__<rank>_*.distcp` (DCP), `state.json` (rank 0) and one
 `digests.rank<r>.json` per rank. Each rank writes into a folder of its own; their union is the checkpoint. Tensors are
-saved by parameter name, as `model.<name>`, `exp_avg.<name>` and `exp_avg_sq.<name>`, so any world size loads them.
+saved by parameter name, as `model.<name>` and `<moment>.<name>` (AdamW: exp_avg, exp_avg_sq; Muon: momentum_buffer),
+so any world size loads them.
 `.metadata` is a pickle: it is opened only after every file has its digest. The digests find damage and torn uploads;
 they do not prove who wrote the files.
 """
@@ -28,7 +29,6 @@ from pretrainer.model.generate import release_gathered
 
 FORMAT = 1
 STATE_FILE = "state.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _rank_and_world() -> tuple[int, int]:
@@ -48,12 +48,14 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[
     named = dict(model.named_parameters())
     tensors = {f"model.{name}": parameter.detach() for name, parameter in named.items()}
     if optimizer is not None:
-        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for name, p in named.items() for moment in _MOMENTS}
+        for name, parameter in named.items():
+            moments = {key: value for key, value in optimizer.state[parameter].items() if key != "step"}
+            tensors |= {f"{moment}.{name}": value for moment, value in moments.items()}
     return tensors
 
 
 def _optimizer_step(optimizer: torch.optim.Optimizer) -> int:
-    # AdamW counts per parameter, and train_step updates all of them or none.
+    # Optimizers count per parameter, and train_step updates all of them or none.
     counts = {int(state["step"]) for state in optimizer.state.values()}
     assert len(counts) == 1, f"parameters were updated unequally often: {sorted(counts)}"
     return counts.pop()
