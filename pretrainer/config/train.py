@@ -52,6 +52,10 @@ class TrainConfig:
     """AdamW: decay of the second moment."""
     eps: float = 1e-8
     """AdamW: epsilon."""
+    loss_chunk_tokens: int | None = None
+    """Tokens whose logits exist at a time in the loss; by default as many as take 256 MiB in float32."""
+    z_loss: float = 0.0
+    """Factor of the squared log of the softmax's sum, added to what is minimised; PaLM has 1e-4."""
     clip_norm: float = 1.0
     """The gradient is scaled down to this global norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -100,6 +104,9 @@ class TrainConfig:
         require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "use a number from 0 to 1")
         self._check_schedule()
         self._check_optimizer()
+        chunk = self.loss_chunk_tokens
+        require(chunk is None or chunk >= 1, "train.loss_chunk_tokens", chunk, "use 1 or more")
+        require(self.z_loss >= 0, "train.z_loss", self.z_loss, "use 0 or more")
         require(self.clip_norm > 0, "train.clip_norm", self.clip_norm, "use a positive number")
         require(self.resize_stable_s >= 0, "train.resize_stable_s", self.resize_stable_s, "use 0 or more seconds")
         require(self.max_failures >= 0, "train.max_failures", self.max_failures, "use 0 or more")

@@ -138,6 +138,24 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden, vocab_size, bias=False)
 
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, H]: hidden states times its transpose are logits."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Hidden states [B, S, H] behind the last norm; arguments as `forward`."""
+        assert cache is None or (document_ids is None and (cache.length == 0 or tokens.shape[1] == 1))
+        config = self.config
+        cos, sin = rotary_tables(positions, config.hidden // config.heads, config.rope_theta)
+        mask = None if document_ids is None else attention_mask(document_ids)
+        x = self.dropout(self.embed(tokens))  # [B, S, H]
+        for block in self.blocks:
+            x = block(x, cos, sin, mask, cache)
+        return self.norm(x)
+
     def forward(
         self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
@@ -146,15 +164,7 @@ class Transformer(nn.Module):
         With document_ids [B, S] attention stays inside a document. With a cache, only the tokens after the cached
         ones are given: first a prompt of any length, then one token at a time; documents are not masked then.
         """
-        assert cache is None or (document_ids is None and (cache.length == 0 or tokens.shape[1] == 1))
-        config = self.config
-        cos, sin = rotary_tables(positions, config.hidden // config.heads, config.rope_theta)
-        mask = None if document_ids is None else attention_mask(document_ids)
-        x = self.dropout(self.embed(tokens))  # [B, S, H]
-        for block in self.blocks:
-            x = block(x, cos, sin, mask, cache)
-        x = self.norm(x)
-        return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
+        return F.linear(self.hidden(tokens, positions, document_ids, cache), self.output_weight)
 
 
 def init_std(name: str, config: ModelConfig) -> float | None:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.flops import check_exact_memory
+from pretrainer.model.loss import LanguageModel, Loss, LossSettings
 from pretrainer.model.transformer import KVCache, Transformer
 
 RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
@@ -24,6 +25,11 @@ def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:
     if config.precision != "auto":
         return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    """What the config says about the loss."""
+    return LossSettings(config.loss_chunk_tokens, config.z_loss)
 
 
 def data_mesh(device: torch.device) -> DeviceMesh:
@@ -60,20 +66,26 @@ def shard(model: Transformer, mesh: DeviceMesh, precision: torch.dtype, device: 
 def build_sharded(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
     """An allocated, sharded model whose parameters are still to be filled; every rank of the process group calls it."""
     with torch.device("meta"):
-        model = Transformer(config, vocab_size)
+        model = LanguageModel(config, vocab_size, loss_settings(train))
     return shard(model, data_mesh(device), precision_for(train, device), device)
 
 
-class Replica(Transformer):
+class Replica(LanguageModel):
     """A whole model whose matrix products have `precision`; its parameters and gradients stay float32."""
 
     precision = torch.float32
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        targets: Tensor | None = None,
+        live: bool = True,
+    ) -> Tensor | Loss:
         with torch.autocast(tokens.device.type, self.precision, enabled=self.precision != torch.float32):
-            return super().forward(tokens, positions, document_ids, cache)
+            return super().forward(tokens, positions, document_ids, cache, targets, live)
 
 
 def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Replica:
@@ -82,7 +94,7 @@ def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, d
     Raises ConfigError when it cannot fit into the GPU.
     """
     with torch.device("meta"):
-        model = Replica(config, vocab_size)
+        model = Replica(config, vocab_size, loss_settings(train))
     model.precision = precision_for(train, device)
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory

@@ -16,12 +16,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-IGNORE = -100  # target that carries no loss; cross_entropy's own default
+from pretrainer.model.loss import IGNORE, LanguageModel, Loss, whole_loss
+
+__all__ = [
+    "IGNORE", "MicroBatch", "StepResult", "accumulate_gradients", "all_reduce_sum", "apply_gradient", "batch_loss",
+    "dropout_seed", "gradient_norm", "nll_sum", "train_step",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,20 @@ def all_reduce_sum(values: Sequence[float], device: torch.device | str) -> list[
     return total.tolist()
 
 
+def batch_loss(model: nn.Module, batch: MicroBatch, live: bool = True) -> Loss:
+    """Loss of a micro-batch, summed over its valid targets; in chunks where its logits are too many to exist at once.
+    """
+    arguments = batch.inputs, batch.positions, batch.document_ids
+    if not isinstance(model, LanguageModel):
+        return whole_loss(model(*arguments), batch.targets, live)
+    if model.chunks(batch.targets.numel()):
+        return model(*arguments, targets=batch.targets, live=live)
+    return whole_loss(model(*arguments), batch.targets, live, model.loss_settings.z_loss)
+
+
 def nll_sum(model: nn.Module, batch: MicroBatch, live: bool = True) -> Tensor:
-    """Negative log-likelihood summed over the valid targets, float32 scalar; 0 with a zero gradient when not live."""
-    logits = model(batch.inputs, batch.positions, batch.document_ids)  # [b, S, V]
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="none")
-    # `where`, not a product: 0 * NaN is NaN.
-    keep = (batch.targets.flatten() != IGNORE) & live
-    return torch.where(keep, nll, 0.0).sum()
+    """Negative log-likelihood summed over the valid targets, float32 scalar without a gradient; 0 when not live."""
+    return batch_loss(model, batch, live).nll
 
 
 def _sync_on(model: nn.Module, is_last: bool) -> None:
@@ -82,9 +93,9 @@ def accumulate_gradients(model: nn.Module, batches: Sequence[MicroBatch], dummie
     for index, (batch, live) in enumerate(runs):
         _sync_on(model, index == len(runs) - 1)
         torch.manual_seed(batch.seed)
-        nll = nll_sum(model, batch, live)
-        (nll / denominator).backward()
-        total += nll.detach()
+        loss = batch_loss(model, batch, live)
+        (loss.objective / denominator).backward()
+        total += loss.nll
     return total
 
 
