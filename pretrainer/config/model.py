@@ -29,6 +29,8 @@ class ModelConfig:
     """Dropout on embeddings and on the output of each sub-layer."""
     tie_embeddings: bool = True
     """Share the input embedding with the output layer."""
+    causal: bool = True
+    """A token attends to those before it; without it to all of its document, as train.objective=mlm needs."""
     document_mask: bool = True
     """Attention stays inside a document of a packed row; positions restart there."""
 

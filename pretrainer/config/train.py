@@ -24,6 +24,12 @@ class TrainConfig:
     """Tokens per optimizer step; a multiple of data.seq_len x data.slot_sequences, the same at every world size."""
     micro_batch_sequences: int | None = None
     """Sequences per forward pass; by default a whole slot block."""
+    objective: Literal["clm", "mlm"] = "clm"
+    """clm predicts the next token; mlm predicts masked ones (BERT) and needs model.causal=false."""
+    mlm_mask_rate: float = 0.15
+    """objective=mlm: share of the tokens that are predicted; 80 % of them are masked, 10 % random, 10 % left."""
+    mlm_whole_word: bool = False
+    """objective=mlm: all tokens of a word are chosen together."""
     learning_rate: float = 3e-4
     """Peak learning rate."""
     min_lr_ratio: float = 0.1
@@ -100,6 +106,8 @@ class TrainConfig:
         )
         require(self.steps is None or self.steps >= 1, "train.steps", self.steps, "use 1 or more")
         require(self.tokens is None or self.tokens >= 1, "train.tokens", self.tokens, "use 1 or more")
+        rate = self.mlm_mask_rate
+        require(0 < rate <= 1, "train.mlm_mask_rate", rate, "use a number above 0, to 1")
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "use a positive number")
         require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "use a number from 0 to 1")
         self._check_schedule()

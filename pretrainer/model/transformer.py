@@ -56,20 +56,21 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.float() * cos + rotated * sin).to(x.dtype)
 
 
-def attention_mask(document_ids: Tensor) -> Tensor:
-    """Bool [B, 1, S, S] from document ids [B, S]: true where the key is not later and in the same document."""
+def attention_mask(document_ids: Tensor, causal: bool = True) -> Tensor:
+    """Bool [B, 1, S, S] from document ids [B, S]: true where the key is in the same document and, causal, not later."""
     length = document_ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
     same = document_ids[:, :, None] == document_ids[:, None, :]
-    return (same & causal)[:, None]
+    if not causal:
+        return same[:, None]
+    return (same & torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril())[:, None]
 
 
 class Attention(nn.Module):
-    """Causal self-attention, [B, S, H] to [B, S, H]; without biases."""
+    """Self-attention, causal or not, [B, S, H] to [B, S, H]; without biases."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.causal = layer, config.causal
         self.heads, self.kv_heads = config.heads, config.num_kv_heads
         self.head_width = config.hidden // config.heads
         self.q = nn.Linear(config.hidden, config.hidden, bias=False)
@@ -90,8 +91,9 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)
         # A single new token may see every cached one, so it needs no mask.
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=self.kv_heads != self.heads
-        )
+            q, k, v, attn_mask=mask, is_causal=self.causal and mask is None and q.shape[2] > 1,
+            enable_gqa=self.kv_heads != self.heads,
+        )  # fmt: skip
         return self.o(out.transpose(1, 2).flatten(2))
 
 
@@ -147,10 +149,11 @@ class Transformer(nn.Module):
         self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """Hidden states [B, S, H] behind the last norm; arguments as `forward`."""
-        assert cache is None or (document_ids is None and (cache.length == 0 or tokens.shape[1] == 1))
+        alone = document_ids is None and self.config.causal
+        assert cache is None or (alone and (cache.length == 0 or tokens.shape[1] == 1))
         config = self.config
         cos, sin = rotary_tables(positions, config.hidden // config.heads, config.rope_theta)
-        mask = None if document_ids is None else attention_mask(document_ids)
+        mask = None if document_ids is None else attention_mask(document_ids, config.causal)
         x = self.dropout(self.embed(tokens))  # [B, S, H]
         for block in self.blocks:
             x = block(x, cos, sin, mask, cache)
