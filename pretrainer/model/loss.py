@@ -19,9 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrainer.config import ModelConfig
-from pretrainer.model.transformer import KVCache, Transformer
-
 IGNORE = -100  # target that carries no loss; cross_entropy's own default
 CHUNK_BYTES = 2**28  # float32 logits that may exist at a time: 8,192 tokens of a vocabulary of 8,192, 512 of 131,072
 
@@ -40,7 +37,7 @@ class Loss(NamedTuple):
 
 
 def chunk_tokens(settings: LossSettings, vocab_size: int) -> int:
-    """Tokens whose logits may exist at a time."""
+    """Tokens whose logits may exist at a time; more of them are a case for `chunked_loss`."""
     return settings.chunk_tokens or max(1, CHUNK_BYTES // (4 * vocab_size))
 
 
@@ -58,7 +55,9 @@ def whole_loss(logits: Tensor, targets: Tensor, live: bool = True, z_loss: float
 
 
 def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, live: bool, settings: LossSettings) -> Loss:
-    """`whole_loss` of hidden [N, H] @ weight [V, H]^T, of which no more than a chunk ever exists.
+    """`whole_loss` of hidden [..., H] @ weight [V, H]^T for targets [...], of which no more than a chunk ever exists.
+
+    Give it to the model's forward pass as its `output`: under FSDP2 the weight is whole during that alone.
 
     Matrix products have the type of hidden (or of autocast), softmax and sums are float32, and so is the sum of the
     weight's gradient over the chunks. Chunks are taken in their order, so the result is a function of the inputs. A
@@ -66,6 +65,7 @@ def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, live: bool, se
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    hidden, targets = hidden.flatten(0, -2), targets.flatten()
     keep, chunk = (targets != IGNORE) & live, chunk_tokens(settings, weight.shape[0])
     with torch.autocast(kind, enabled=False):
         return Loss(*_ChunkedLoss.apply(
@@ -121,33 +121,3 @@ def _logit_gradient(logits: Tensor, log_z: Tensor, target: Tensor, keep: Tensor,
         probabilities *= 1 + 2 * z_loss * log_z[:, None]
     probabilities.scatter_(-1, target, probabilities.gather(-1, target) - 1)
     return probabilities.masked_fill_(~keep, 0.0)
-
-
-class LanguageModel(Transformer):
-    """A Transformer that ends in its loss when it is given targets.
-
-    The loss belongs to the forward pass because FSDP2 holds the output weight whole during that alone.
-    """
-
-    def __init__(self, config: ModelConfig, vocab_size: int, settings: LossSettings | None = None) -> None:
-        super().__init__(config, vocab_size)
-        self.loss_settings = settings or LossSettings()
-
-    def chunks(self, tokens: int) -> bool:
-        """Whether the logits of so many tokens are too many to exist at once."""
-        return tokens > chunk_tokens(self.loss_settings, self.vocab_size)
-
-    def forward(  # type: ignore[override]  # with targets the answer is a Loss
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        targets: Tensor | None = None,
-        live: bool = True,
-    ) -> Tensor | Loss:
-        """Logits [B, S, V] as `Transformer`; with targets [B, S] int64 their loss, in chunks."""
-        if targets is None:
-            return super().forward(tokens, positions, document_ids, cache)
-        hidden = self.hidden(tokens, positions, document_ids)
-        return chunked_loss(hidden.flatten(0, 1), self.output_weight, targets.flatten(), live, self.loss_settings)

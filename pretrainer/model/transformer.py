@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -160,14 +161,21 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        output: Callable[[Tensor, Tensor], Tensor] = F.linear,
     ) -> Tensor:
         """Logits [B, S, V] of tokens [B, S] int64 at positions [B, S] int64.
 
         With document_ids [B, S] attention stays inside a document. With a cache, only the tokens after the cached
         ones are given: first a prompt of any length, then one token at a time; documents are not masked then.
+        output makes something else of (hidden states [B, S, H], output_weight [V, H]), such as a loss in chunks; under
+        FSDP the weight is whole inside this call only.
         """
-        return F.linear(self.hidden(tokens, positions, document_ids, cache), self.output_weight)
+        return output(self.hidden(tokens, positions, document_ids, cache), self.output_weight)
 
 
 def init_std(name: str, config: ModelConfig) -> float | None:

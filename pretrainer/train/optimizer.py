@@ -28,7 +28,7 @@ RULES: dict[str, tuple[tuple[str, ...], Update]] = {
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: to matrices, not to norms, biases and embeddings (a tied output layer is one)."""
-    return parameter.ndim >= 2 and not name.startswith("embed.")
+    return parameter.ndim >= 2 and not name.startswith("embed")
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:

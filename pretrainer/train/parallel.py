@@ -6,15 +6,18 @@ Exact mode needs the whole model on every rank instead: a replica, which nothing
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.flops import check_exact_memory
-from pretrainer.model.loss import LanguageModel, Loss, LossSettings
+from pretrainer.model.loss import LossSettings
 from pretrainer.model.transformer import KVCache, Transformer
 
 RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
@@ -66,11 +69,11 @@ def shard(model: Transformer, mesh: DeviceMesh, precision: torch.dtype, device: 
 def build_sharded(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
     """An allocated, sharded model whose parameters are still to be filled; every rank of the process group calls it."""
     with torch.device("meta"):
-        model = LanguageModel(config, vocab_size, loss_settings(train))
+        model = Transformer(config, vocab_size)
     return shard(model, data_mesh(device), precision_for(train, device), device)
 
 
-class Replica(LanguageModel):
+class Replica(Transformer):
     """A whole model whose matrix products have `precision`; its parameters and gradients stay float32."""
 
     precision = torch.float32
@@ -81,11 +84,10 @@ class Replica(LanguageModel):
         positions: Tensor,
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
-        targets: Tensor | None = None,
-        live: bool = True,
-    ) -> Tensor | Loss:
+        output: Callable[[Tensor, Tensor], Tensor] = F.linear,
+    ) -> Tensor:
         with torch.autocast(tokens.device.type, self.precision, enabled=self.precision != torch.float32):
-            return super().forward(tokens, positions, document_ids, cache, targets, live)
+            return super().forward(tokens, positions, document_ids, cache, output)
 
 
 def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Replica:
@@ -94,7 +96,7 @@ def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, d
     Raises ConfigError when it cannot fit into the GPU.
     """
     with torch.device("meta"):
-        model = Replica(config, vocab_size, loss_settings(train))
+        model = Replica(config, vocab_size)
     model.precision = precision_for(train, device)
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
@@ -105,4 +107,6 @@ def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, d
 def build_model(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
     """Sharded over the process group, or in exact mode a replica; every rank calls it."""
     build = build_replicated if train.exact else build_sharded
-    return build(config, vocab_size, train, device)
+    model = build(config, vocab_size, train, device)
+    model.loss_settings = loss_settings(train)  # type: ignore[assignment]  # any value may be set; step.py reads it
+    return model

@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from pretrainer.model.loss import IGNORE, LanguageModel, Loss, whole_loss
+from pretrainer.model.loss import IGNORE, Loss, LossSettings, chunk_tokens, chunked_loss, whole_loss
+from pretrainer.model.transformer import Transformer
 
 __all__ = [
     "IGNORE", "MicroBatch", "StepResult", "accumulate_gradients", "all_reduce_sum", "apply_gradient", "batch_loss",
@@ -64,13 +66,15 @@ def all_reduce_sum(values: Sequence[float], device: torch.device | str) -> list[
 
 def batch_loss(model: nn.Module, batch: MicroBatch, live: bool = True) -> Loss:
     """Loss of a micro-batch, summed over its valid targets; in chunks where its logits are too many to exist at once.
+
+    The model's attribute `loss_settings` says how, where it has one (see parallel.py).
     """
+    settings = getattr(model, "loss_settings", LossSettings())
     arguments = batch.inputs, batch.positions, batch.document_ids
-    if not isinstance(model, LanguageModel):
-        return whole_loss(model(*arguments), batch.targets, live)
-    if model.chunks(batch.targets.numel()):
-        return model(*arguments, targets=batch.targets, live=live)
-    return whole_loss(model(*arguments), batch.targets, live, model.loss_settings.z_loss)
+    if isinstance(model, Transformer) and batch.targets.numel() > chunk_tokens(settings, model.vocab_size):
+        chunked = partial(chunked_loss, targets=batch.targets, live=live, settings=settings)
+        return model(*arguments, None, chunked)
+    return whole_loss(model(*arguments), batch.targets, live, settings.z_loss)
 
 
 def nll_sum(model: nn.Module, batch: MicroBatch, live: bool = True) -> Tensor:

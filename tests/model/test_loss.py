@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,12 +19,12 @@ from pretrainer.config import ModelConfig
 from pretrainer.model.loss import (
     CHUNK_BYTES,
     IGNORE,
-    LanguageModel,
     LossSettings,
     chunk_tokens,
     chunked_loss,
     whole_loss,
 )
+from pretrainer.model.transformer import Transformer
 from tests.model.fill import fill
 
 Tensors = tuple[Tensor, ...]
@@ -157,11 +158,12 @@ MODEL = ModelConfig(layers=1, hidden=16, heads=2, ffn_hidden=32)
 @pytest.mark.parametrize("training", [True, False])
 def test_no_tensor_is_ever_larger_than_the_logits_of_a_chunk(dtype: torch.dtype, training: bool) -> None:
     tokens, vocab, chunk = 1024, 2000, 64
-    model = LanguageModel(MODEL, vocab, LossSettings(chunk, 1e-4)).to(dtype)
+    model = Transformer(MODEL, vocab).to(dtype)
     ids = torch.arange(tokens).reshape(16, 64)
     arguments = ids, ids % 64
+    chunked = partial(chunked_loss, targets=ids, live=True, settings=LossSettings(chunk, 1e-4))
     with Largest() as largest, torch.set_grad_enabled(training):
-        loss = model(*arguments, targets=ids)
+        loss = model(*arguments, output=chunked)
         if training:
             loss.objective.backward()
     assert largest.nbytes == 4 * chunk * vocab  # float32
@@ -175,20 +177,19 @@ def test_no_tensor_is_ever_larger_than_the_logits_of_a_chunk(dtype: torch.dtype,
 def test_chunks_are_for_logits_beyond_the_limit() -> None:
     assert chunk_tokens(LossSettings(), 131_072) == 512 and CHUNK_BYTES == 4 * 512 * 131_072
     assert chunk_tokens(LossSettings(), 2**40) == 1
-    model = LanguageModel(MODEL, 2048)
-    assert not model.chunks(2**15) and model.chunks(2**15 + 1)
-    assert LanguageModel(MODEL, 2048, LossSettings(64)).chunks(65)
+    assert chunk_tokens(LossSettings(64), 2**40) == 64
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_model_has_the_gradients_of_its_logits(tied: bool) -> None:
     config = ModelConfig(layers=1, hidden=16, heads=2, ffn_hidden=32, tie_embeddings=tied)
-    model = fill(LanguageModel(config, VOCAB, LossSettings(7)))
+    model = fill(Transformer(config, VOCAB))
     ids = torch.randint(0, VOCAB, (3, 10), generator=torch.Generator().manual_seed(1))
     targets = torch.where(ids % 5 == 0, IGNORE, ids.roll(-1, 1))
     arguments = ids, torch.arange(10).expand(3, -1), (ids.cumsum(1) > 200).long()
     found = []
-    for loss in (model(*arguments, targets=targets), whole_loss(model(*arguments), targets)):
+    chunked = partial(chunked_loss, targets=targets, live=True, settings=LossSettings(7))
+    for loss in (model(*arguments, output=chunked), whole_loss(model(*arguments), targets)):
         found.append((loss.objective.detach(), *torch.autograd.grad(loss.objective, list(model.parameters()))))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

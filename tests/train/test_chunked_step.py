@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from pretrainer.model.loss import LanguageModel
+from pretrainer.model.loss import chunk_tokens
+from pretrainer.model.transformer import Transformer
 from pretrainer.train.evaluate import evaluate
 from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import Replica, build_replicated, loss_settings
+from pretrainer.train.parallel import Replica, build_model, loss_settings
 from pretrainer.train.step import accumulate_gradients
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks
@@ -41,7 +42,7 @@ def sharded(rank: int, world: int) -> dict[str, Any]:
     for name, config in MODELS.items():
         for label, train in (("float32", CHUNKED), ("bfloat16", replace(CHUNKED, precision="bfloat16"))):
             model, optimizer = build(config, train)
-            assert model.chunks(BATCHES[0].targets.numel())
+            assert chunk_tokens(model.loss_settings, VOCAB) < BATCHES[0].targets.numel()
             first = gradients(model, rank, world)
             losses = [result.loss for result in run_steps(model, optimizer, rank, world, 0, 2)]
             found[f"{name} {label}"] = first, losses, full_weights(model), evaluate(model, HELD_OUT, 1, rank, world)
@@ -53,10 +54,11 @@ def at_two() -> dict[str, Any]:
     return run_ranks(2, sharded)[0]
 
 
-def plain(name: str) -> tuple[LanguageModel, Any]:
+def plain(name: str) -> tuple[Transformer, Any]:
     """(whole loss on one plain model, its optimizer)"""
-    model = fill(LanguageModel(MODELS[name], VOCAB, loss_settings(WHOLE)))
-    assert not model.chunks(BATCHES[0].targets.numel())
+    model = fill(Transformer(MODELS[name], VOCAB))
+    model.loss_settings = loss_settings(WHOLE)
+    assert chunk_tokens(model.loss_settings, VOCAB) >= BATCHES[0].targets.numel()
     return model, build_optimizer(model, WHOLE)
 
 
@@ -85,7 +87,7 @@ def test_bfloat16_in_chunks_is_near(at_two: dict[str, Any], name: str) -> None:
 def test_a_replica_in_chunks_has_the_whole_losss_gradients(precision: str) -> None:
     found = []
     for train in (CHUNKED, WHOLE):
-        model = fill(build_replicated(MODEL, VOCAB, replace(train, precision=precision), CPU))
+        model = fill(build_model(MODEL, VOCAB, replace(train, precision=precision, exact=True), CPU))
         assert isinstance(model, Replica) and all(p.dtype == torch.float32 for p in model.parameters())
         found.append(gradients(model, 0, 1))
     for parameter, expected in found[1].items():

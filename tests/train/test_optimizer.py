@@ -21,7 +21,7 @@ from pretrainer.errors import ConfigError
 from pretrainer.model.transformer import Transformer
 from pretrainer.train.checkpoint import load_sharded, save_sharded
 from pretrainer.train.muon import COEFFICIENTS, newton_schulz
-from pretrainer.train.optimizer import OPTIMIZERS, RuleOptimizer, build_optimizer, is_hidden_matrix
+from pretrainer.train.optimizer import OPTIMIZERS, RuleOptimizer, build_optimizer, decays, is_hidden_matrix
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks
 from tests.train.samples import MODEL, TRAIN, VOCAB, build, full_weights, run_steps
@@ -147,6 +147,9 @@ def test_muon_is_for_matrices_in_blocks_and_experts_are_a_batch() -> None:
     model = fill(Transformer(MODEL, VOCAB))
     chosen = {name.rsplit(".", 2)[1] for name, p in model.named_parameters() if is_hidden_matrix(name, p)}
     assert chosen == {"q", "k", "v", "o", "gate", "up", "down"}
+    position_table = nn.Parameter(torch.zeros(4, 4))
+    assert not decays("embed_positions.weight", position_table)
+    assert not is_hidden_matrix("embed_positions.weight", position_table)
     names = {id(p): name for name, p in model.named_parameters()}
     rules = {group["rule"]: group for group in build_optimizer(model, MUON).param_groups}
     inside = {name for name in names.values() if "blocks" in name and "norm" not in name}
