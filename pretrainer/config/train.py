@@ -171,7 +171,7 @@ class TrainConfig:
     def warmup(self, total_steps: int) -> int:
         """Steps of linear warm-up in a run of so many steps."""
         if self.warmup_ratio is not None:
-            return math.ceil(self.warmup_ratio * total_steps - 1e-9)  # 0.1 x 30 is 3, whatever floats say
+            return math.ceil(self.warmup_ratio * total_steps - 1e-9)  # 0.07 x 100 is 7, whatever floats say
         return DEFAULT_WARMUP_STEPS if self.warmup_steps is None else self.warmup_steps
 
     @property

@@ -81,6 +81,8 @@ def micro_batches(
     has_target = torch.from_numpy(learned.has_target).to(tokens.device)
     targets = tokens[:, learned.shift : learned.shift + width - 1].masked_fill(~has_target, IGNORE)
     if learned.replaced is not None:
+        # Who reads in both directions would read the padding behind a document too: it becomes a document of its own.
+        documents = documents + (np.arange(width) >= batch.lengths[:, None])
         replaced = torch.from_numpy(learned.replaced).to(tokens.device)
         inputs = torch.where(replaced >= 0, replaced, inputs)
     result = []

@@ -210,6 +210,19 @@ def test_the_targets_of_a_packed_row_do_not_reach_another_documents_logits() -> 
     assert torch.equal(logits[0][:first], logits[1][:first]) and not torch.equal(logits[0], logits[1])
 
 
+def test_padding_is_not_read() -> None:
+    """A causal model never sees what stands behind; this one must be kept from it."""
+    model = fill(Transformer(MODEL, VOCAB)).eval()
+    tokens = np.full((2, 13), PAD, np.uint32)
+    tokens[:, :9] = FIRST_TEXT_ID + np.arange(18).reshape(2, 9)
+    block = Batch(0, 0, 0, tokens, np.array([0, 13], np.int32), np.full(2, 9, np.int32))
+    (batch,) = pieces(block, MLM)
+    with torch.no_grad():
+        padded = model(batch.inputs, batch.positions, batch.document_ids)[:, :9]
+        torch.testing.assert_close(padded, model(batch.inputs[:, :9], batch.positions[:, :9]), rtol=1e-5, atol=1e-5)
+    assert pieces(block, How())[0].document_ids is None
+
+
 # ------------------------------------------------------------------------------------------------------------- training
 
 

@@ -93,7 +93,8 @@ def test_cycles_and_power_reach_the_schedule() -> None:
 @pytest.mark.parametrize(
     ("settings", "total", "steps"),
     [({}, 10, 100), ({"warmup_steps": 0}, 10, 0), ({"warmup_steps": 7}, 10, 7), ({"warmup_ratio": 0.1}, 30, 3),
-     ({"warmup_ratio": 0.1}, 31, 4), ({"warmup_ratio": 0.0}, 31, 0), ({"warmup_ratio": 1.0}, 31, 31)],
+     ({"warmup_ratio": 0.1}, 31, 4), ({"warmup_ratio": 0.07}, 100, 7),
+     ({"warmup_ratio": 0.0}, 31, 0), ({"warmup_ratio": 1.0}, 31, 31)],
 )  # fmt: skip
 def test_warm_up_is_given_in_steps_or_as_a_share(settings: dict, total: int, steps: int) -> None:
     assert TrainConfig(steps=total, **settings).warmup(total) == steps
