@@ -24,7 +24,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from pretrainer.errors import DamagedError, StorageError
+from pretrainer.errors import ConfigError, DamagedError, StorageError
 from pretrainer.model.generate import release_gathered
 
 FORMAT = 1
@@ -149,13 +149,20 @@ def verify_together(folder: str | Path) -> None:
 def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path) -> dict[str, Any]:
     """Fill model and optimizer in place from a whole checkpoint folder, at any world size; returns its extra_state.
 
-    Every rank calls it. Raises DamagedError on all of them when a file is damaged.
+    Every rank calls it. Raises DamagedError on all of them when a file is damaged, and ConfigError when it was saved
+    with another optimizer or architecture.
     """
     folder = Path(folder)
     verify_together(folder)
-    tensors = _tensors(model, optimizer)
+    tensors, reader = _tensors(model, optimizer), dcp.FileSystemReader(folder)
+    missing = tensors.keys() - reader.read_metadata().state_dict_metadata.keys()
+    if missing:
+        raise ConfigError(
+            f"checkpoint {folder} has no {min(missing)}: it was saved with another train.optimizer or model; restore "
+            "the config, or give the run a new run.name"
+        )
     with _single_process_is_meant():
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     state = json.loads((folder / STATE_FILE).read_text())
     _set_optimizer_step(optimizer, state["optimizer_step"])
     return state["extra"]

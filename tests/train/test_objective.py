@@ -18,7 +18,7 @@ from pretrainer.errors import ConfigError
 from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, MASK, PAD, Batch, MaskVocabulary
 from pretrainer.train.batch import block_digest, max_blocks, micro_batches, owned_blocks, to_tensor
-from pretrainer.train.objective import OBJECTIVES, How, Lesson, how_of, lesson, target_bytes, uniforms
+from pretrainer.train.objective import OBJECTIVES, How, Lesson, how_of, lesson, target_bytes, uniforms, word_starts
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.step import IGNORE, MicroBatch, all_reduce_sum, train_step
 from tests.model.fill import fill
@@ -122,22 +122,30 @@ def test_a_masked_input_does_not_hold_its_target_and_a_target_is_the_id_that_sto
 def test_whole_words_are_chosen_as_one() -> None:
     found = lesson(LARGE, 1, replace(MLM, whole_word=True))
     ids, starts, width = LARGE.tokens, set(LARGE.starts.tolist()), LARGE.tokens.shape[1]
-    words: list[list[bool]] = []
+    begin, words, expected = 0, {}, np.zeros((64, width - 1), np.int64)
     for row in range(64):
         for column in range(width - 1):
             now = ids[row, column]
             before = ids[row, column - 1] if column and row * width + column not in starts else BOS
-            if not ORDINARY[now]:
-                assert not found.has_target[row, column]
-            elif not ORDINARY[before] or BEGINS[now] or ENDS[before]:
-                words.append([found.has_target[row, column]])
+            if not ORDINARY[now] or not ORDINARY[before] or BEGINS[now] or ENDS[before]:
+                begin = row * (width - 1) + column
+            expected[row, column] = begin
+            if ORDINARY[now]:
+                words.setdefault(begin, []).append(found.has_target[row, column])
             else:
-                words[-1].append(found.has_target[row, column])
-    assert all(len(set(word)) == 1 for word in words)
-    assert np.mean([word[0] for word in words]) == pytest.approx(0.15, abs=0.01)
-    assert max(map(len, words)) > 5
+                assert not found.has_target[row, column]
+    assert np.array_equal(word_starts(LARGE, WORDS), expected)
+    assert all(len(set(word)) == 1 for word in words.values())
+    assert np.mean([word[0] for word in words.values()]) == pytest.approx(0.15, abs=0.01)
+    assert max(map(len, words.values())) > 5
     single = lesson(LARGE, 1, MLM)
     assert not np.array_equal(single.has_target, found.has_target)
+
+
+def test_a_word_ends_where_the_rest_of_another_document_begins() -> None:
+    tokens = np.full((2, 12), 71, np.uint32)  # a piece that neither begins nor ends a word
+    block = Batch(0, 0, 0, tokens, np.array([0, 5, 12], np.int32), np.full(2, 12, np.int32))
+    assert word_starts(block, WORDS).tolist() == [[0] * 5 + [5] * 6, [11] * 11]
 
 
 # ---------------------------------------------------------------------------------------------------- digest and counts

@@ -251,3 +251,9 @@ def test_a_checkpoint_of_one_rank_continues_without_a_process_group(runs: Any, n
         for moment, expected in moments[parameter].items():
             assert np.array_equal(optimizer.state[value][moment].float().numpy(), expected), (parameter, moment)
     assert run_steps(model, optimizer, 0, 1, 3, 4)[0].loss == pytest.approx(after[0], abs=1e-5)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(runs: Any) -> None:
+    model = Transformer(MODEL, VOCAB)
+    with pytest.raises(ConfigError, match=r"has no exp_avg\.blocks\.0.*another train\.optimizer"):
+        load_sharded(model, build_optimizer(model, TRAIN), runs[1] / "muon" / "1.0")
