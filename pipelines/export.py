@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     run = resolve_run(options.run, options.storage)
     config = run_config(run)
+    if not config.model.causal:
+        raise UserError(f"{run.uri} was trained with model.causal=false, which LlamaForCausalLM cannot express")
     target = Store(options.to) if options.to else run.child("export")
     with tempfile.TemporaryDirectory() as folder:
         export_checkpoint(config, run, checkpoint_folder(run, options.checkpoint), Path(folder))

@@ -18,6 +18,7 @@ from pipelines.cli import run_main
 from pipelines.export import checkpoint_folder, download, run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.plan import load_tokenizer
+from pretrainer.errors import UserError
 from pretrainer.model.generate import generate
 from pretrainer.model.transformer import Transformer
 from pretrainer.storage import Store, resolve_run
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     run = resolve_run(options.run, options.storage)
     config = run_config(run)
+    if not config.model.causal:
+        raise UserError(f"{run.uri} was trained with model.causal=false: it fills masks and cannot continue a text")
     tokenizer = load_tokenizer(run.child("data").uri)
     model = load_model(config, run, checkpoint_folder(run, options.checkpoint), tokenizer.vocab_size)
     prompt = [tokenizer.bos_id, *(int(i) for i in tokenizer.encode(options.prompt))]

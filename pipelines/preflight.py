@@ -25,8 +25,9 @@ from pretrainer.model.flops import (
 )
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store, redact
+from pretrainer.train.optimizer import check_optimizer
 from pretrainer.train.resize import useful_sizes
-from pretrainer.train.schedule import multiplier
+from pretrainer.train.schedule import check_schedule
 
 BLOCKS_PER_S_OF_A_SPLIT = 100  # measured: one split deals about 220 blocks/s on 2 cores
 GIB = 2**30
@@ -58,7 +59,8 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
     run.check_writable()
     if config.run.copy_to is not None and training:
         Store(config.run.copy_to).check_writable()
-    multiplier(config.train.schedule, 0, config.total_steps, config.train.warmup_steps, config.train.min_lr_ratio)
+    check_schedule(config.train, config.total_steps)
+    check_optimizer(config.train)
     check_curation(config.data)
     manifest = Manifest.build(config.data.sources)
     if run.is_local and cluster.nodes > 1 and not config.cluster.shared_storage:

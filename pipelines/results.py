@@ -38,7 +38,8 @@ def finish(session: Session, outcome: Outcome, console: Console) -> int:
     session.lease.fence.check()
     committed = committed_checkpoint(session.run)
     exported = None
-    if committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped"):
+    ended = committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped")
+    if committed is not None and ended and session.config.model.causal:  # LlamaForCausalLM cannot express others
         exported = export(session, committed[0])
     summary = summarise(session, outcome, committed, exported)
     summary["goodput"] = session.supervisor.close(summary["tokens"], summary["steps"])

@@ -26,6 +26,7 @@ from pretrainer.data.ledger.lines import open_line
 from pretrainer.data.pipeline import build_stream, data_cpus
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
+from pretrainer.data.tokenizer.words import mask_vocabulary_of
 from pretrainer.errors import DamagedError
 from pretrainer.lease import Lease
 from pretrainer.schema import from_ipc
@@ -248,6 +249,7 @@ def worker_spec(session: Session, segment: Segment) -> WorkerSpec:
         held_out_seq_len=session.config.data.seq_len,
         sample_prompt=sample_prompt(data),
         recorder=session.recorder,
+        mask_vocabulary=mask_vocabulary_of(session.config, data.plans[0].data_uri),
         fence=session.lease.fence,
     )
 

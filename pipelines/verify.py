@@ -21,12 +21,14 @@ from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.prologue import Frozen, refuse_changes, thaw
 from pretrainer.data.replay import fresh_plans, replay_blocks
+from pretrainer.data.tokenizer.words import mask_vocabulary_of
 from pretrainer.errors import StreamError, UserError
 from pretrainer.storage import Store, resolve_run
 from pretrainer.train.auditlog import Line, Verdict, compare_digest, examine, read_log
-from pretrainer.train.batch import block_digest, step_digest, to_tensor, valid_targets
+from pretrainer.train.batch import block_digest, step_digest, to_tensor
 from pretrainer.train.checkpoint import STATE_FILE
 from pretrainer.train.committed import committed_checkpoint
+from pretrainer.train.objective import how_of, lesson
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -115,10 +117,12 @@ def recompute(config: Config, frozen: Frozen, run: Store, lines: Sequence[Line])
         plans, first = fresh_plans(frozen.plans, Store(folder)), lines[0].step * per_step
         curriculum = Curriculum(frozen.segments, per_step)
         blocks = replay_blocks(plans, curriculum, first, first + per_step * len(lines))
+        how = how_of(config, mask_vocabulary_of(config, run.child("data").uri))
         for line in lines:
             batches = [next(blocks) for _ in range(per_step)]
             digest = step_digest([block_digest(to_tensor(batch)) for batch in batches])
-            targets = sum(valid_targets(batch) for batch in batches)
+            numbers = range(line.step * per_step, (line.step + 1) * per_step)
+            targets = sum(lesson(batch, n, how).targets for n, batch in zip(numbers, batches, strict=True))
             if (digest, targets) != (line.digest, line.targets):
                 yield (
                     f"step {line.step}: the raw input gives digest {digest} with {targets} targets, "

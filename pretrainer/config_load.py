@@ -34,7 +34,12 @@ from pretrainer.errors import ConfigError
 __all__ = ["describe_fields", "format_help", "load_config", "parse_config", "shipped_configs", "to_yaml"]
 
 # An override of the key drops a value of the other one that the file gave.
-REPLACES = {"train.steps": "tokens", "train.tokens": "steps"}
+REPLACES = {
+    "train.steps": "tokens",
+    "train.tokens": "steps",
+    "train.warmup_steps": "warmup_ratio",
+    "train.warmup_ratio": "warmup_steps",
+}
 
 
 # ---------------------------------------------------------------------------------------------- public functions

@@ -27,6 +27,16 @@ class Specials:
     pad: int = PAD
 
 
+@dataclass(frozen=True)
+class MaskVocabulary:
+    """What masked language modelling needs to know of a tokenizer's V ids; arrays are [V] bool."""
+
+    mask_id: int
+    ordinary: np.ndarray  # the id comes from text: no special token
+    begins: np.ndarray  # a word begins at this piece
+    ends: np.ndarray  # a word begins behind this piece
+
+
 # Documents of one chunk, as a reader gives them and filters keep them.
 DOCUMENTS = pa.schema(
     [

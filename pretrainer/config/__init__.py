@@ -142,6 +142,15 @@ class Config:
             "use fewer workers, a larger train.global_batch_tokens or a smaller data.slot_sequences",
         )
 
+        require(
+            self.model.causal == (self.train.objective == "clm"),
+            "model.causal",
+            self.model.causal,
+            "train.objective=mlm reads in both directions: set model.causal=false"
+            if self.model.causal
+            else "train.objective=clm would see its own targets: set train.objective=mlm, or model.causal=true",
+        )
+
     @property
     def slot_blocks_per_step(self) -> int:
         """G: slot blocks in one global batch."""

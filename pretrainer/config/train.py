@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from pretrainer.errors import require
+
+DEFAULT_WARMUP_STEPS = 100
+MOST_BFLOAT16_DECAY = 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +24,32 @@ class TrainConfig:
     """Tokens per optimizer step; a multiple of data.seq_len x data.slot_sequences, the same at every world size."""
     micro_batch_sequences: int | None = None
     """Sequences per forward pass; by default a whole slot block."""
+    objective: Literal["clm", "mlm"] = "clm"
+    """clm predicts the next token; mlm predicts masked ones (BERT) and needs model.causal=false."""
+    mlm_mask_rate: float = 0.15
+    """objective=mlm: share of the tokens that are predicted; 80 % of them are masked, 10 % random, 10 % left."""
+    mlm_whole_word: bool = False
+    """objective=mlm: all tokens of a word are chosen together."""
     learning_rate: float = 3e-4
     """Peak learning rate."""
     min_lr_ratio: float = 0.1
     """The schedule ends at this share of the peak."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; 100 if neither this nor train.warmup_ratio is given."""
+    warmup_ratio: float | None = None
+    """Linear warm-up as a share of all steps, rounded up; give this or train.warmup_steps."""
     schedule: str = "cosine"
-    """A name in pretrainer/train/schedule.py: SCHEDULES."""
+    """A name in pretrainer/train/schedule.py: SCHEDULES, or a function of your own as package.module:function."""
+    schedule_cycles: int = 1
+    """schedule=cosine_restarts: how many cosines the run has."""
+    schedule_power: float = 1.0
+    """schedule=polynomial: the exponent."""
+    optimizer: str = "adamw"
+    """A name in pretrainer/train/optimizer.py: OPTIMIZERS; muon is Muon for hidden matrices and AdamW for the rest."""
+    optimizer_state: Literal["float32", "bfloat16"] = "float32"
+    """Type of the optimizer's moments; bfloat16 halves their memory, and the arithmetic stays float32."""
+    muon_momentum: float = 0.95
+    """Muon: share of the momentum that a step keeps."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
     beta1: float = 0.9
@@ -36,6 +58,10 @@ class TrainConfig:
     """AdamW: decay of the second moment."""
     eps: float = 1e-8
     """AdamW: epsilon."""
+    loss_chunk_tokens: int | None = None
+    """Tokens whose logits exist at a time in the loss; by default as many as take 256 MiB in float32."""
+    z_loss: float = 0.0
+    """Factor of the squared log of the softmax's sum, added to what is minimised; PaLM has 1e-4."""
     clip_norm: float = 1.0
     """The gradient is scaled down to this global norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -80,9 +106,15 @@ class TrainConfig:
         )
         require(self.steps is None or self.steps >= 1, "train.steps", self.steps, "use 1 or more")
         require(self.tokens is None or self.tokens >= 1, "train.tokens", self.tokens, "use 1 or more")
+        rate = self.mlm_mask_rate
+        require(0 < rate <= 1, "train.mlm_mask_rate", rate, "use a number above 0, to 1")
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "use a positive number")
         require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "use a number from 0 to 1")
-        require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "use 0 or more")
+        self._check_schedule()
+        self._check_optimizer()
+        chunk = self.loss_chunk_tokens
+        require(chunk is None or chunk >= 1, "train.loss_chunk_tokens", chunk, "use 1 or more")
+        require(self.z_loss >= 0, "train.z_loss", self.z_loss, "use 0 or more")
         require(self.clip_norm > 0, "train.clip_norm", self.clip_norm, "use a positive number")
         require(self.resize_stable_s >= 0, "train.resize_stable_s", self.resize_stable_s, "use 0 or more seconds")
         require(self.max_failures >= 0, "train.max_failures", self.max_failures, "use 0 or more")
@@ -115,6 +147,32 @@ class TrainConfig:
             "log_every_steps",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "use 1 or more")
+
+    def _check_schedule(self) -> None:
+        steps, ratio = self.warmup_steps, self.warmup_ratio
+        both = "train.warmup_steps / train.warmup_ratio"
+        require(steps is None or ratio is None, both, (steps, ratio), "give one of them, or neither")
+        require(steps is None or steps >= 0, "train.warmup_steps", steps, "use 0 or more")
+        require(ratio is None or 0 <= ratio <= 1, "train.warmup_ratio", ratio, "use a number from 0 to 1")
+        require(self.schedule_cycles >= 1, "train.schedule_cycles", self.schedule_cycles, "use 1 or more")
+        require(self.schedule_power > 0, "train.schedule_power", self.schedule_power, "use a positive number")
+
+    def _check_optimizer(self) -> None:
+        for name in ("beta1", "beta2", "muon_momentum"):
+            require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "use a number in [0, 1)")
+        require(
+            self.optimizer_state == "float32" or max(self.beta1, self.beta2, self.muon_momentum) <= MOST_BFLOAT16_DECAY,
+            "train.optimizer_state",
+            self.optimizer_state,
+            f"with beta1, beta2 or muon_momentum above {MOST_BFLOAT16_DECAY} a moment moves by less than its 8 bits "
+            "can hold: use float32, or smaller ones",
+        )
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of linear warm-up in a run of so many steps."""
+        if self.warmup_ratio is not None:
+            return math.ceil(self.warmup_ratio * total_steps - 1e-9)  # 0.07 x 100 is 7, whatever floats say
+        return DEFAULT_WARMUP_STEPS if self.warmup_steps is None else self.warmup_steps
 
     @property
     def worker_range(self) -> tuple[int, int]:

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from pretrainer.config import Config
 from pretrainer.schema import Batch, SlotOrder
 from pretrainer.storage import Store
-from pretrainer.train.batch import ReadBack, chain, step_digest, valid_targets
+from pretrainer.train.batch import ReadBack, chain, step_digest
+from pretrainer.train.objective import how_of, lesson
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import StepResult
 
@@ -53,7 +54,8 @@ class Audit:
     def add(self, step: int, blocks: list[tuple[int, Batch]], tensors: list[torch.Tensor], result: StepResult) -> None:
         """Note a step: this rank's (global number, batch) and the tensors [K, S + 1] that the model got for them."""
         self._hash()
-        targets = [valid_targets(batch) for _number, batch in blocks]
+        how = how_of(self.spec.config, self.spec.mask_vocabulary)
+        targets = [lesson(batch, number, how).targets for number, batch in blocks]
         self.copying = step, [number for number, _batch in blocks], targets, result.applied, ReadBack(tensors)
 
     def _hash(self) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrainer.schema import Batch
+from pretrainer.train.objective import Lesson
 from pretrainer.train.step import IGNORE, MicroBatch, dropout_seed
 
 
@@ -32,7 +33,7 @@ def max_blocks(step: int, blocks_per_step: int, world: int) -> int:
 
 
 def valid_targets(batch: Batch) -> int:
-    """Targets that carry loss in a slot block; from numpy alone, before anything is on the device."""
+    """Targets that carry causal loss in a slot block; from numpy alone, before anything is on the device."""
     return int(np.count_nonzero(batch.has_target()))
 
 
@@ -64,18 +65,26 @@ def micro_batches(
     run_seed: int,
     step: int,
     slot_block: int,
+    learned: Lesson | None = None,
 ) -> list[MicroBatch]:
     """Split a slot block into forward passes of `sequences` rows each; tokens [K, S + 1] are its ids (see `to_tensor`).
 
     document_mask keeps attention inside documents and restarts positions there; without it a row is one text.
-    slot_block is the block's global number in the run. A micro-batch whose rows hold one document each needs no mask
-    and gets None.
+    slot_block is the block's global number in the run. learned says what its targets are, the next ids by default; a
+    masked input changes a copy, never tokens, whose digest stays that of the text. A micro-batch whose rows hold one
+    document each needs no mask and gets None.
     """
     rows, width = tokens.shape
     positions, documents = document_table(batch.starts if document_mask else batch.starts[:0], rows, width)
+    learned = learned or Lesson(batch.has_target(), 1)
     inputs = tokens[:, :-1]
-    has_target = torch.from_numpy(batch.has_target()).to(tokens.device)
-    targets = tokens[:, 1:].masked_fill(~has_target, IGNORE)
+    has_target = torch.from_numpy(learned.has_target).to(tokens.device)
+    targets = tokens[:, learned.shift : learned.shift + width - 1].masked_fill(~has_target, IGNORE)
+    if learned.replaced is not None:
+        # Who reads in both directions would read the padding behind a document too: it becomes a document of its own.
+        documents = documents + (np.arange(width) >= batch.lengths[:, None])
+        replaced = torch.from_numpy(learned.replaced).to(tokens.device)
+        inputs = torch.where(replaced >= 0, replaced, inputs)
     result = []
     for index, first in enumerate(range(0, rows, sequences)):
         cut = slice(first, first + sequences)

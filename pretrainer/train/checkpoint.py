@@ -2,7 +2,8 @@
 
 A checkpoint folder holds `.metadata` and `__<rank>_*.distcp` (DCP), `state.json` (rank 0) and one
 `digests.rank<r>.json` per rank. Each rank writes into a folder of its own; their union is the checkpoint. Tensors are
-saved by parameter name, as `model.<name>`, `exp_avg.<name>` and `exp_avg_sq.<name>`, so any world size loads them.
+saved by parameter name, as `model.<name>` and `<moment>.<name>` (AdamW: exp_avg, exp_avg_sq; Muon: momentum_buffer),
+so any world size loads them.
 `.metadata` is a pickle: it is opened only after every file has its digest. The digests find damage and torn uploads;
 they do not prove who wrote the files.
 """
@@ -23,12 +24,11 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from pretrainer.errors import DamagedError, StorageError
+from pretrainer.errors import ConfigError, DamagedError, StorageError
 from pretrainer.model.generate import release_gathered
 
 FORMAT = 1
 STATE_FILE = "state.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _rank_and_world() -> tuple[int, int]:
@@ -48,12 +48,14 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[
     named = dict(model.named_parameters())
     tensors = {f"model.{name}": tensor.detach() for name, tensor in (*named.items(), *model.named_buffers())}
     if optimizer is not None:
-        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for name, p in named.items() for moment in _MOMENTS}
+        for name, parameter in named.items():
+            moments = {key: value for key, value in optimizer.state[parameter].items() if key != "step"}
+            tensors |= {f"{moment}.{name}": value for moment, value in moments.items()}
     return tensors
 
 
 def _optimizer_step(optimizer: torch.optim.Optimizer) -> int:
-    # AdamW counts per parameter, and train_step updates all of them or none.
+    # Optimizers count per parameter, and train_step updates all of them or none.
     counts = {int(state["step"]) for state in optimizer.state.values()}
     assert len(counts) == 1, f"parameters were updated unequally often: {sorted(counts)}"
     return counts.pop()
@@ -147,13 +149,20 @@ def verify_together(folder: str | Path) -> None:
 def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path) -> dict[str, Any]:
     """Fill model and optimizer in place from a whole checkpoint folder, at any world size; returns its extra_state.
 
-    Every rank calls it. Raises DamagedError on all of them when a file is damaged.
+    Every rank calls it. Raises DamagedError on all of them when a file is damaged, and ConfigError when it was saved
+    with another optimizer or architecture.
     """
     folder = Path(folder)
     verify_together(folder)
-    tensors = _tensors(model, optimizer)
+    tensors, reader = _tensors(model, optimizer), dcp.FileSystemReader(folder)
+    missing = tensors.keys() - reader.read_metadata().state_dict_metadata.keys()
+    if missing:
+        raise ConfigError(
+            f"checkpoint {folder} has no {min(missing)}: it was saved with another train.optimizer or model; restore "
+            "the config, or give the run a new run.name"
+        )
     with _single_process_is_meant():
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     state = json.loads((folder / STATE_FILE).read_text())
     _set_optimizer_step(optimizer, state["optimizer_step"])
     return state["extra"]

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import (
 
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.flops import check_exact_memory
+from pretrainer.model.loss import LossSettings
 from pretrainer.model.transformer import KVCache, Transformer
 
 RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
@@ -32,6 +33,11 @@ def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:
     if config.precision != "auto":
         return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    """What the config says about the loss."""
+    return LossSettings(config.loss_chunk_tokens, config.z_loss)
 
 
 def data_mesh(device: torch.device) -> DeviceMesh:
@@ -107,4 +113,6 @@ def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, d
 def build_model(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
     """Sharded over the process group, or in exact mode a replica; every rank calls it."""
     build = build_replicated if train.exact else build_sharded
-    return build(config, vocab_size, train, device)
+    model = build(config, vocab_size, train, device)
+    model.loss_settings = loss_settings(train)  # type: ignore[assignment]  # any value may be set; step.py reads it
+    return model

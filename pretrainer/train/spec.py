@@ -7,7 +7,7 @@ from typing import Any
 
 from pretrainer.config import Config
 from pretrainer.lease import Fence
-from pretrainer.schema import SlotOrder
+from pretrainer.schema import MaskVocabulary, SlotOrder
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class WorkerSpec:
     held_out_seq_len: int
     sample_prompt: tuple[int, ...]
     recorder: Any  # actor handle of recorder.Recorder
+    mask_vocabulary: MaskVocabulary | None = None  # with train.objective=mlm
     fence: Fence | None = None  # of the driver's lease; None where there is no driver
 
 

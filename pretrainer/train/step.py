@@ -13,15 +13,17 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from pretrainer.model.balance import GroupCounts
+from pretrainer.model.loss import IGNORE, Loss, LossSettings, chunk_tokens, chunked_loss, whole_loss
+from pretrainer.model.transformer import Transformer
 from pretrainer.train.experts import (
     auxiliary_loss,
     balance_experts,
@@ -30,7 +32,10 @@ from pretrainer.train.experts import (
     take_expert_tokens,
 )
 
-IGNORE = -100  # target that carries no loss; cross_entropy's own default
+__all__ = [
+    "IGNORE", "MicroBatch", "StepResult", "accumulate_gradients", "all_reduce_sum", "apply_gradient", "batch_loss",
+    "dropout_seed", "gradient_norm", "nll_sum", "train_step",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,22 @@ def all_reduce_sum(values: Sequence[float], device: torch.device | str) -> list[
     return total.tolist()
 
 
+def batch_loss(model: nn.Module, batch: MicroBatch, live: bool = True) -> Loss:
+    """Loss of a micro-batch, summed over its valid targets; in chunks where its logits are too many to exist at once.
+
+    The model's attribute `loss_settings` says how, where it has one (see parallel.py).
+    """
+    settings = getattr(model, "loss_settings", LossSettings())
+    arguments = batch.inputs, batch.positions, batch.document_ids
+    if isinstance(model, Transformer) and batch.targets.numel() > chunk_tokens(settings, model.vocab_size):
+        chunked = partial(chunked_loss, targets=batch.targets, live=live, settings=settings)
+        return model(*arguments, None, chunked)
+    return whole_loss(model(*arguments), batch.targets, live, settings.z_loss)
+
+
 def nll_sum(model: nn.Module, batch: MicroBatch, live: bool = True) -> Tensor:
-    """Negative log-likelihood summed over the valid targets, float32 scalar; 0 with a zero gradient when not live."""
-    logits = model(batch.inputs, batch.positions, batch.document_ids)  # [b, S, V]
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="none")
-    # `where`, not a product: 0 * NaN is NaN.
-    keep = (batch.targets.flatten() != IGNORE) & live
-    return torch.where(keep, nll, 0.0).sum()
+    """Negative log-likelihood summed over the valid targets, float32 scalar without a gradient; 0 when not live."""
+    return batch_loss(model, batch, live).nll
 
 
 def _sync_on(model: nn.Module, is_last: bool) -> None:
@@ -121,10 +135,10 @@ def accumulate_gradients(model: nn.Module, batches: Sequence[MicroBatch], dummie
     for index, ((batch, live), counts) in enumerate(zip(runs, _slot_block_counts(model, runs), strict=True)):
         _sync_on(model, index == len(runs) - 1)
         torch.manual_seed(batch.seed)
-        nll = nll_sum(model, batch, live)
+        loss = batch_loss(model, batch, live)
         auxiliary = auxiliary_loss(model, (batch.targets != IGNORE) & live, counts)
-        ((nll if auxiliary is None else nll + auxiliary) / denominator).backward()
-        total += nll.detach()
+        ((loss.objective if auxiliary is None else loss.objective + auxiliary) / denominator).backward()
+        total += loss.nll
     return total
 
 

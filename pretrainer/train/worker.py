@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import asdict
+from typing import NamedTuple
 
 import ray
 import ray.train
@@ -34,6 +35,7 @@ from pretrainer.train.committed import folder_name, keep_snapshot, remove_uncomm
 from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic
 from pretrainer.train.memory import keep_freed_memory
+from pretrainer.train.objective import how_of, lesson, target_bytes
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_model
 from pretrainer.train.phases import Phases, process_age_s, pulse_period_s
@@ -123,7 +125,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         mine, wait_s = blocks.take(step)
         phases.enter("agree", step)
         prepared = [_prepare(spec, step, number, batch, device) for number, batch in mine]
-        counts = [sum(slots.valid_targets(b) for _n, b in mine), blocks.missing(step, mine)]
+        counts = [sum(p.targets for p in prepared), blocks.missing(step, mine)]
         asked = [reporter.stop_requested, reporter.checkpoint_requested, watch.due()]
         targets, missing, stops, wanted, look = all_reduce_sum([*counts, *asked], device)
         phases.enter("step", step)
@@ -131,21 +133,22 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             reporter.exhausted(state)
             break
         rate = learning_rate(config.train, step, total)
-        by_block = [micro for _tokens, micro in prepared]
+        by_block = [p.micro_batches for p in prepared]
         if block_sum is not None:
             result = exact_train_step(model, optimizer, by_block, int(targets), rate, every.clip_norm, block_sum)
         else:
             micro = [one for several in by_block for one in several]
             most = slots.max_blocks(step, config.slot_blocks_per_step, world) * len(by_block[0])
             result = train_step(model, optimizer, micro, most - len(micro), int(targets), rate, every.clip_norm)
-        audit.add(step, mine, [tokens for tokens, _micro in prepared], result)
+        audit.add(step, mine, [p.tokens for p in prepared], result)
         state.step, state.tokens = step + 1, state.tokens + config.train.global_batch_tokens
         reporter.step(state, result, rate, int(targets), wait_s)
         stop = stops > 0
         last = stop or state.step == end
         if state.step % every.validate_every_steps == 0 or last:
             reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
-        if state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last:
+        samples = state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last
+        if samples and config.model.causal:  # a model that reads in both directions has no next token
             phases.enter("sample", state.step)
             ids = generate_in_lockstep(
                 model, spec.sample_prompt, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed=state.step, device=device
@@ -181,12 +184,18 @@ def _set_threads(config: Config) -> None:
     torch.set_num_threads(config.train.threads_per_worker or max(1, (os.cpu_count() or 1) // local))
 
 
-def _prepare(
-    spec: WorkerSpec, step: int, number: int, batch: Batch, device: torch.device
-) -> tuple[torch.Tensor, list[MicroBatch]]:
+class _Prepared(NamedTuple):
+    """A slot block on the device: its ids [K, S + 1], its forward passes, and how many targets they have."""
+
+    tokens: torch.Tensor
+    micro_batches: list[MicroBatch]
+    targets: int
+
+
+def _prepare(spec: WorkerSpec, step: int, number: int, batch: Batch, device: torch.device) -> _Prepared:
     config = spec.config
-    tokens = slots.to_tensor(batch, device)
-    return tokens, slots.micro_batches(
+    tokens, learned = slots.to_tensor(batch, device), lesson(batch, number, how_of(config, spec.mask_vocabulary))
+    micro = slots.micro_batches(
         tokens,
         batch,
         sequences=config.train.micro_batch_sequences or config.data.slot_sequences,
@@ -194,7 +203,9 @@ def _prepare(
         run_seed=config.run.seed,
         step=step,
         slot_block=number,
+        learned=learned,
     )
+    return _Prepared(tokens, micro, learned.targets)
 
 
 def _save(
@@ -243,7 +254,7 @@ def load_held_out(spec: WorkerSpec, device: torch.device) -> dict[str, list[Micr
         table = from_ipc(Store(spec.data_uri).read(f"held_out/{source.name}.arrow"))
         batches = [Batch.from_row(row, spec.held_out_seq_len) for row in table.to_pylist()]
         out[source.name] = [
-            micro for b in batches if b.lengths.any() for micro in _prepare(spec, 0, b.block, b, device)[1]
+            micro for b in batches if b.lengths.any() for micro in _prepare(spec, 0, b.block, b, device).micro_batches
         ]
     return out
 
@@ -252,8 +263,7 @@ def validate(
     spec: WorkerSpec, model: nn.Module, held_out: dict[str, list[MicroBatch]], rank: int, world: int, phases: Phases,
     step: int,
 ) -> dict[str, Evaluation]:  # fmt: skip
-    """Held-out loss by source."""
+    """Held-out loss by source; of masked tokens, bits per byte are estimated from their share."""
     phases.enter("validate", step)
-    return {
-        name: evaluate(model, batches, spec.held_out_bytes[name], rank, world) for name, batches in held_out.items()
-    }
+    text_bytes = {name: target_bytes(spec.config.train, size) for name, size in spec.held_out_bytes.items()}
+    return {name: evaluate(model, batches, text_bytes[name], rank, world) for name, batches in held_out.items()}

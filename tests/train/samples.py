@@ -7,7 +7,7 @@ from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, PAD, Batch
 from pretrainer.train.batch import max_blocks, micro_batches, owned_blocks, to_tensor, valid_targets
 from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_sharded
+from pretrainer.train.parallel import build_model
 from pretrainer.train.step import all_reduce_sum, train_step
 from tests.model.fill import fill
 
@@ -43,7 +43,7 @@ def pieces(number: int, step: int, micro: int = 1) -> list:
 
 def build(model_config=MODEL, train=TRAIN):
     """(sharded model, optimizer) of this rank."""
-    model = fill(build_sharded(model_config, VOCAB, train, CPU))
+    model = fill(build_model(model_config, VOCAB, train, CPU))
     return model, build_optimizer(model, train)
 
 

@@ -161,6 +161,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.mask_id = found["mask"]
         self._refuse_specials_from_text([name for names in HF_ROLES.values() for name in names if name in vocab])
 
+    @property
+    def special_ids(self) -> set[int]:
+        """Ids of the added tokens that the file calls special."""
+        return {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+
     def token(self, token_id: int) -> str:
         """The written form of an id."""
         return str(self._tokenizer.id_to_token(token_id))
