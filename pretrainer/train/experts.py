@@ -70,7 +70,7 @@ def expert_load(expert_tokens: Sequence[Sequence[int]]) -> dict[str, float]:
 
     Two numbers per block, however many experts there are.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     for layer, counts in enumerate(expert_tokens):
         mean = max(1, sum(counts)) / len(counts)
         metrics |= {
