@@ -23,6 +23,7 @@ from pretrainer.model.flops import (
     flops_per_token,
     memory_estimate_bytes,
 )
+from pretrainer.model.hf import why_no_export
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store, redact
 from pretrainer.train.optimizer import check_optimizer
@@ -148,6 +149,7 @@ def _model_rows(config: Config, vocab_size: int) -> list[Row]:
     parameters, per_token = parameter_count(model, vocab_size), flops_per_token(model, vocab_size, config.data.seq_len)
     active = parameter_count(model, vocab_size, active=True)
     tokens = config.total_steps * train.global_batch_tokens
+    no_export = why_no_export(model)
     return [
         (
             "model",
@@ -160,6 +162,7 @@ def _model_rows(config: Config, vocab_size: int) -> list[Row]:
             f"{config.total_steps:,} steps x {train.global_batch_tokens:,} tokens = {tokens:,} tokens"
             f" ({tokens / parameters:.1f} per parameter)",
         ),
+        *([("export", f"none: {no_export}")] if no_export else []),
     ]
 
 

@@ -24,6 +24,7 @@ from pretrainer.data.ledger.lines import begun_plans
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.errors import TrackingError
+from pretrainer.model.hf import why_no_export
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store
 from pretrainer.train.committed import committed_checkpoint
@@ -39,8 +40,11 @@ def finish(session: Session, outcome: Outcome, console: Console) -> int:
     committed = committed_checkpoint(session.run)
     exported = None
     ended = committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped")
-    if committed is not None and ended and session.config.model.causal:  # LlamaForCausalLM cannot express others
+    no_export = why_no_export(session.config.model)
+    if committed is not None and ended and no_export is None:
         exported = export(session, committed[0])
+    elif ended:
+        console.say(f"not exported, the checkpoints have the model: {no_export}")
     summary = summarise(session, outcome, committed, exported)
     summary["goodput"] = session.supervisor.close(summary["tokens"], summary["steps"])
     session.run.write("summary.json", json.dumps(summary, indent=1).encode())

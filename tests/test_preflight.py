@@ -147,6 +147,17 @@ def test_plan_names_the_memory_of_a_replica(corpus: Path) -> None:
         assert held is not None and (float(held[1]) == pytest.approx(needs, abs=0.01)) is exact
 
 
+@pytest.mark.parametrize(("model", "words"), [({}, None), ({"ffn": "gelu"}, "model.ffn='gelu'")])
+def test_plan_says_before_training_that_a_model_will_not_be_exported(
+    corpus: Path, model: dict[str, Any], words: str | None
+) -> None:
+    asked = config(corpus)
+    asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, **model))
+    lines = plan_lines(asked, Manifest.build(asked.data.sources), there(), vocab_size=32_768)
+    told = [line for line in lines if line.startswith("  export")]
+    assert [bool(words) and str(words) in line for line in told] == ([True] if words else [])
+
+
 def test_check_looks_at_memory(corpus: Path, tmp_path: Path) -> None:
     small = config(corpus, exact=True, run=str(tmp_path / "runs"))
     run = Store(str(tmp_path / "runs"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrainer.config import ModelConfig, MoeConfig, RopeScalingConfig
-from pretrainer.errors import StorageError, require
+from pretrainer.errors import ConfigError, StorageError, require
 from pretrainer.schema import BOS, EOS, PAD
 
 # our name -> Hugging Face's; inside a block the name follows "model.layers.<i>."
@@ -50,6 +50,15 @@ def require_llama(config: ModelConfig) -> None:
         if name == "moe" and value.experts == 0:
             continue
         require(value == expected, f"model.{name}", value, f"export writes a Llama, which has {expected!r} here")
+
+
+def why_no_export(config: ModelConfig) -> str | None:
+    """What of a model `require_llama` refuses, in words; None where it can be exported."""
+    try:
+        require_llama(config)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
