@@ -64,7 +64,9 @@ class LookAhead(BackpressurePolicy):
         return True
 
     def _let_run_ahead(self, op: PhysicalOperator) -> None:
-        """Of this operator alone: a reader that runs ahead would fill the object store with the chunks of its unit."""
+        """Of the packer alone: a reader that runs ahead would fill the object store with the chunks of its unit."""
+        if len(op.input_dependencies) > 1:  # the mixer: its name holds those of what it mixes
+            return
         op._ray_actor_task_remote_args[AHEAD_OF_READER] = OBJECTS_PER_BLOCK * self._limit(BLOCKS_KEY)  # type: ignore[attr-defined]
 
     @cached_property

@@ -99,6 +99,13 @@ def test_only_the_packer_runs_ahead_of_its_reader() -> None:
     assert [op._ray_actor_task_remote_args for op in ops] == [{}, {}, {AHEAD_OF_READER: 2 * BLOCKS}]
 
 
+def test_a_mixer_is_no_packer_although_its_name_holds_theirs() -> None:
+    one, other = chain(), chain()
+    mix = Op("Mix(MapBatches(PackWindows), MapBatches(PackWindows))", one[-1], other[-1])
+    del mix._ray_actor_task_remote_args  # Ray's has none
+    assert allows(policy(*one, *other, mix), mix)
+
+
 def two_sources() -> tuple[list[Op], list[Op], LookAhead]:
     one, other = chain(), chain()
     mix = Op("Mix", one[-1], other[-1])
