@@ -22,6 +22,7 @@ from pretrainer.model.flops import (
     exact_memory_estimate_bytes,
     flops_per_token,
     memory_estimate_bytes,
+    optimizer_state_bytes,
 )
 from pretrainer.model.hf import why_no_export
 from pretrainer.model.presets import parameter_count
@@ -182,9 +183,10 @@ def _memory_bytes(config: Config, vocab_size: int) -> float:
     """Of a worker. What precision auto becomes is known on the worker alone: the larger type is counted."""
     train = config.train
     precision: Literal["float32", "bfloat16"] = "float32" if train.precision == "auto" else train.precision
+    states = optimizer_state_bytes(config.model, vocab_size, train.optimizer, train.optimizer_state)
     if train.exact:
-        return exact_memory_estimate_bytes(config.model, vocab_size, precision)
-    return memory_estimate_bytes(config.model, vocab_size, train.worker_range[1], precision)
+        return exact_memory_estimate_bytes(config.model, vocab_size, precision, states)
+    return memory_estimate_bytes(config.model, vocab_size, train.worker_range[1], precision, states)
 
 
 def _cluster_rows(config: Config, cluster: Cluster) -> list[Row]:

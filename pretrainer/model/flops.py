@@ -64,30 +64,47 @@ def model_flops_utilization(tokens_per_s: float, flops_per_token: int, workers: 
     return None if peak is None else tokens_per_s * flops_per_token / (workers * peak)
 
 
-def memory_estimate_bytes(
-    config: ModelConfig, vocab_size: int, workers: int, precision: Literal["float32", "bfloat16"]
+def optimizer_state_bytes(
+    config: ModelConfig, vocab_size: int, optimizer: str = "adamw", moments: Literal["float32", "bfloat16"] = "float32"
 ) -> int:
+    """Bytes of all moments of the optimizer: AdamW has two of every parameter, Muon one of those inside the blocks.
+
+    The norms and biases in there, which have two, are less than a thousandth.
+    """
+    of_muon = config.layers * block_parameters(config) if optimizer == "muon" else 0
+    return (4 if moments == "float32" else 2) * (2 * parameter_count(config, vocab_size) - of_muon)
+
+
+def memory_estimate_bytes(
+    config: ModelConfig, vocab_size: int, workers: int, precision: Literal["float32", "bfloat16"],
+    state_bytes: int | None = None,
+) -> int:  # fmt: skip
     """Bytes per worker for parameters, gradients and optimizer states; activations and fragmentation come on top.
 
-    Sharded over the workers: float32 parameters and gradients and both AdamW moments (16 bytes per parameter). Whole on
-    every worker: the float32 gradients that are summed over micro-batches before they are reduced, and the gathered
-    parameters of the root (embeddings, final norm) and of two blocks (the one that runs and the one fetched ahead).
+    Sharded over the workers: float32 parameters and gradients (8 bytes per parameter) and the optimizer's moments,
+    by default those of AdamW in float32. Whole on every worker: the float32 gradients that are summed over micro-
+    batches before they are reduced, and the gathered parameters of the root (embeddings, final norm) and of two
+    blocks (the one that runs and the one fetched ahead).
     """
     parameters = parameter_count(config, vocab_size)
     gathered = parameters - (config.layers - min(2, config.layers)) * block_parameters(config)
-    return 16 * -(-parameters // workers) + 4 * parameters + gathered * (2 if precision == "bfloat16" else 4)
+    states = optimizer_state_bytes(config, vocab_size) if state_bytes is None else state_bytes
+    return -(-(8 * parameters + states) // workers) + 4 * parameters + gathered * (2 if precision == "bfloat16" else 4)
 
 
-def exact_memory_estimate_bytes(config: ModelConfig, vocab_size: int, precision: Literal["float32", "bfloat16"]) -> int:
+def exact_memory_estimate_bytes(
+    config: ModelConfig, vocab_size: int, precision: Literal["float32", "bfloat16"], state_bytes: int | None = None
+) -> int:
     """Bytes per worker in exact mode, at any number of workers; activations and fragmentation come on top.
 
-    Whole on every worker: float32 parameters and gradients, both AdamW moments and the int64 sum over slot blocks (24
-    bytes per parameter), with bfloat16 also the cast matrices (2). The largest table is converted as a whole: 16 more
-    bytes for each of its elements.
+    Whole on every worker: float32 parameters and gradients and the int64 sum over slot blocks (16 bytes per parameter),
+    the optimizer's moments (8 for AdamW in float32, the default), with bfloat16 also the cast matrices (2). The largest
+    table is converted as a whole: 16 more bytes for each of its elements.
     """
-    each = 26 if precision == "bfloat16" else 24
+    each = 18 if precision == "bfloat16" else 16
+    states = optimizer_state_bytes(config, vocab_size) if state_bytes is None else state_bytes
     rows = max(vocab_size, max(1, config.moe.experts) * config.ffn_width)
-    return each * parameter_count(config, vocab_size) + 16 * rows * config.hidden
+    return each * parameter_count(config, vocab_size) + states + 16 * rows * config.hidden
 
 
 def check_exact_memory(config: ModelConfig, vocab_size: int, half: bool, there: float, where: str) -> None:

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from pretrainer.config import TrainConfig
 from pretrainer.errors import ConfigError
+from pretrainer.model.flops import optimizer_state_bytes
 from pretrainer.model.transformer import Transformer
 from pretrainer.train.checkpoint import load_sharded, save_sharded
 from pretrainer.train.muon import COEFFICIENTS, newton_schulz
@@ -189,6 +190,17 @@ def test_the_state_goes_through_torchs_own_state_dict(train: TrainConfig) -> Non
     for parameter in model.parameters():
         for key, value in optimizer.state[parameter].items():
             assert torch.equal(other.state[parameter][key], value) and other.state[parameter][key].dtype == value.dtype
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_bytes_of_the_state_in_the_plan_are_those_held(optimizer: Any, moments: Any) -> None:
+    model = Transformer(MODEL, VOCAB)
+    state = build_optimizer(model, replace(TRAIN, optimizer=optimizer, optimizer_state=moments)).state
+    held = sum(value.nbytes for one in state.values() for name, value in one.items() if name != "step")
+    vectors = sum(p.numel() for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim < 2)
+    second = vectors * (4 if moments == "float32" else 2) if optimizer == "muon" else 0
+    assert optimizer_state_bytes(MODEL, VOCAB, optimizer, moments) == held - second
 
 
 def test_what_cannot_be_is_refused() -> None:
