@@ -34,8 +34,6 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     run = resolve_run(options.run, options.storage)
     config = run_config(run)
-    if not config.model.causal:
-        raise UserError(f"{run.uri} was trained with model.causal=false, which LlamaForCausalLM cannot express")
     target = Store(options.to) if options.to else run.child("export")
     with tempfile.TemporaryDirectory() as folder:
         export_checkpoint(config, run, checkpoint_folder(run, options.checkpoint), Path(folder))
@@ -69,9 +67,11 @@ def checkpoint_folder(run: Store, step: int | None) -> str:
 def export_checkpoint(config: Config, run: Store, checkpoint: str, folder: Path) -> None:
     """Weights of a checkpoint and the run's tokenizer as Hugging Face files in a local folder."""
     tokenizer = load_tokenizer(run.child("data").uri)
+    special_ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     with tempfile.TemporaryDirectory() as local:
         download(run.child(checkpoint), Path(local))
-        to_hf(load_full_state_dict(local), config.model, tokenizer.vocab_size, folder, config.data.seq_len)
+        weights = load_full_state_dict(local)
+        to_hf(weights, config.model, tokenizer.vocab_size, folder, config.data.seq_len, special_ids)
     export_hf(tokenizer, folder)
 
 
