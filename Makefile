@@ -14,7 +14,7 @@ KILLS ?= 100
 CONFIG ?= configs/quickstart.yaml
 VENV := .venv
 # Tests that use Ray one after the other in one process (tests/conftest.py), all others in a second one.
-SIDE_BY_SIDE := -n 2 --dist loadgroup
+SIDE_BY_SIDE := -n 2
 RUN := $(VENV)/bin/python
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 

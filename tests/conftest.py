@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import s3
 from tests.e2e.head import Head
@@ -36,13 +38,17 @@ def tmp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `pytest -n 2 --dist loadgroup` one process has all tests that use Ray: it is started once, and no two of
-    them share the cores."""
-    for item in items:
-        if USES_RAY & {*item.path.parts, item.path.name}:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+class RayInOneProcess(LoadScopeScheduling):
+    """Under `pytest -n 2` one process has all tests that use Ray: it is started once, and no two of them share the
+    cores. (xdist's own marks for this do nothing under pytest 9.2.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "ray" if USES_RAY & {*file.split("/")} else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayInOneProcess:
+    return RayInOneProcess(config, log)
 
 
 def pytest_report_header() -> str:
