@@ -171,7 +171,22 @@ def fineweb(text: str) -> dict[str, float]:
     }
 
 
-COUNTER = re.compile(r"[\W]*[0-9][0-9,.]*[kKmMbB]?\s+(?:" + "|".join(COUNTED) + r")\W*", re.IGNORECASE | re.ASCII)
+# Either case of ASCII letters, and no other: IGNORECASE would take a long s for an s.
+_COUNTED = "|".join("".join(f"[{c}{c.upper()}]" for c in word) for word in COUNTED)
+COUNTER = re.compile(rf"[0-9][0-9,.]*[kKmMbB]?\s+(?:{_COUNTED})")
+
+
+def is_counter(line: str) -> bool:
+    first, last = 0, len(line)
+    while first < last and is_beside_a_counter(line[first]):
+        first += 1
+    while last > first and is_beside_a_counter(line[last - 1]):
+        last -= 1
+    return COUNTER.fullmatch(line[first:last]) is not None
+
+
+def is_beside_a_counter(character: str) -> bool:
+    return character.isspace() or (is_mark(character) and character != "_")
 
 
 def without_furniture(line: str) -> str:
@@ -191,7 +206,7 @@ def refinedweb(text: str) -> tuple[dict[str, float], str]:
         count, inside = len(line.split()), "".join(line.split())
         goes = bool(line) and sum(c.isupper() for c in line) / len(line) > 0.5
         goes |= count == 1 or (bool(inside) and all(c.isdigit() for c in inside))
-        goes |= COUNTER.fullmatch(line) is not None
+        goes |= is_counter(line)
         edited = without_furniture(line) if count <= 10 else line
         goes |= bool(inside) and not edited.strip()
         words, removed = words + count, removed + (count if goes else count - len(edited.split()))
