@@ -210,6 +210,7 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
+    can_generate = session.config.model.causal
     rows = [
         ("status", summary["status"]),
         ("steps, tokens", f"{summary['steps']:,}, {summary['tokens']:,}"),
@@ -236,7 +237,7 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
         ("checkpoint", summary["checkpoint"]),
         ("export", summary["export"]),
         ("MLflow", f"mlflow ui --backend-store-uri {summary['mlflow']['uri']}"),
-        ("try it", f'python -m pipelines.generate {session.run.uri} --prompt "def main"'),
+        *([("try it", f'python -m pipelines.generate {session.run.uri} --prompt "def main"')] if can_generate else []),
     ]
     goodput = ["goodput: share of the workers' time", *goodput_lines(summary["goodput"])]
     lines = ["", "documents", *document_table(summary["sources"]), "", *goodput, "", "result"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrainer.config import ModelConfig
-from pretrainer.errors import ConfigError, StorageError, require
+from pretrainer.errors import ConfigError, StorageError
 from pretrainer.model.hf_families import FAMILIES, Family
 from pretrainer.schema import BOS, EOS, PAD
 
@@ -31,9 +31,10 @@ def export_family(config: ModelConfig) -> str:
             return name
     nearest = max(FAMILIES, key=lambda name: list(FAMILIES[name].needs).index(refusals[name][0]))  # type: ignore[index]
     field, value, possible = refusals[nearest]  # type: ignore[misc]
-    require(False, f"model.{field}", value, f"transformers has no such model; {FAMILIES[nearest].architecture} has one "
-            f"of {list(possible)} here")  # fmt: skip
-    raise AssertionError("unreachable")
+    raise ConfigError(
+        f"model.{field}={value!r} cannot be exported: transformers has no such model, {FAMILIES[nearest].architecture} "
+        f"has one of {list(possible)} here"
+    )
 
 
 def why_no_export(config: ModelConfig) -> str | None:
