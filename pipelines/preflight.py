@@ -182,7 +182,7 @@ def _training_rows(config: Config, cluster: Cluster, vocab_size: int) -> list[Ro
 def _memory_bytes(config: Config, vocab_size: int) -> float:
     """Of a worker. What precision auto becomes is known on the worker alone: the larger type is counted."""
     train = config.train
-    precision: Literal["float32", "bfloat16"] = "float32" if train.precision == "auto" else train.precision
+    precision: Literal["float32", "bfloat16"] = "bfloat16" if train.precision in ("bfloat16", "float16") else "float32"
     states = optimizer_state_bytes(config.model, vocab_size, train.optimizer, train.optimizer_state)
     if train.exact:
         return exact_memory_estimate_bytes(config.model, vocab_size, precision, states)

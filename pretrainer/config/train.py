@@ -64,8 +64,12 @@ class TrainConfig:
     """Factor of the squared log of the softmax's sum, added to what is minimised; PaLM has 1e-4."""
     clip_norm: float = 1.0
     """The gradient is scaled down to this global norm."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type of matrix products; auto is bfloat16 on GPUs that have it and float32 elsewhere."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute type of matrix products; auto is bfloat16 on GPUs that have it and float32 elsewhere; float16, with loss
+    scaling, is for GPUs without bfloat16."""
+    float8: bool = False
+    """The linear layers inside the blocks multiply in float8, on GPUs of compute capability 8.9 or more; the rest has
+    the precision above."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto is cuda when the cluster has GPUs."""
     resize_stable_s: float = 60.0
@@ -112,6 +116,7 @@ class TrainConfig:
         require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "use a number from 0 to 1")
         self._check_schedule()
         self._check_optimizer()
+        self._check_precision()
         chunk = self.loss_chunk_tokens
         require(chunk is None or chunk >= 1, "train.loss_chunk_tokens", chunk, "use 1 or more")
         require(self.z_loss >= 0, "train.z_loss", self.z_loss, "use 0 or more")
@@ -166,6 +171,26 @@ class TrainConfig:
             self.optimizer_state,
             f"with beta1, beta2 or muon_momentum above {MOST_BFLOAT16_DECAY} a moment moves by less than its 8 bits "
             "can hold: use float32, or smaller ones",
+        )
+
+    def _check_precision(self) -> None:
+        require(
+            not (self.exact and self.precision == "float16"),
+            "train.precision",
+            self.precision,
+            "exact mode has no loss scaling: use bfloat16 or float32, or set train.exact=false",
+        )
+        require(
+            not (self.float8 and self.exact),
+            "train.float8",
+            self.float8,
+            "exact mode multiplies in bfloat16 or float32: set one of the two to false",
+        )
+        require(
+            not self.float8 or self.precision in ("auto", "bfloat16"),
+            "train.float8",
+            self.float8,
+            f"what is not float8 is bfloat16: set train.precision to auto or bfloat16, it is {self.precision}",
         )
 
     def warmup(self, total_steps: int) -> int:

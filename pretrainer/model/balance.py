@@ -84,8 +84,12 @@ def moved_bias(bias: Tensor, counts: Tensor, rate: float) -> Tensor:
 
 
 @torch.no_grad()
-def move_expert_biases(routers: Sequence[Router], counts: Tensor) -> None:
-    """Move the bias of every block's router after a step, in place; counts [L, E], see `moved_bias`."""
+def move_expert_biases(routers: Sequence[Router], counts: Tensor, applied: Tensor) -> None:
+    """Move the bias of every block's router after a step, in place; counts [L, E], see `moved_bias`.
+
+    applied: bool scalar, false where the step was not applied and the biases stay; the host does not ask for it.
+    """
     for router, used in zip(routers, counts, strict=True):
         assert router.expert_bias is not None
-        router.expert_bias.copy_(moved_bias(router.expert_bias, used, router.moe.bias_rate))
+        moved = moved_bias(router.expert_bias, used, router.moe.bias_rate)
+        router.expert_bias.copy_(torch.where(applied, moved, router.expert_bias))

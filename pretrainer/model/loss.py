@@ -54,7 +54,9 @@ def whole_loss(logits: Tensor, targets: Tensor, live: bool = True, z_loss: float
     return Loss(total + z_loss * torch.where(keep, logits.logsumexp(-1).square(), 0.0).sum(), total.detach())
 
 
-def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, live: bool, settings: LossSettings) -> Loss:
+def chunked_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, live: bool, settings: LossSettings, seed: Tensor | None = None
+) -> Loss:
     """`whole_loss` of hidden [..., H] @ weight [V, H]^T for targets [...], of which no more than a chunk ever exists.
 
     Give it to the model's forward pass as its `output`: under FSDP2 the weight is whole during that alone.
@@ -62,6 +64,9 @@ def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, live: bool, se
     Matrix products have the type of hidden (or of autocast), softmax and sums are float32, and so is the sum of the
     weight's gradient over the chunks. Chunks are taken in their order, so the result is a function of the inputs. A
     target that is IGNOREd, and everything when not live, has no part in any product: a NaN there goes nowhere.
+
+    seed: the gradient that the objective is going to get in the backward pass, a float32 scalar. In float16, where
+    small numbers are zero, the gradients of the logits must have it before they are rounded; other types need none.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -69,7 +74,8 @@ def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, live: bool, se
     keep, chunk = (targets != IGNORE) & live, chunk_tokens(settings, weight.shape[0])
     with torch.autocast(kind, enabled=False):
         return Loss(*_ChunkedLoss.apply(
-            hidden.to(dtype), weight.to(dtype), targets, keep, live, chunk, settings.z_loss, torch.is_grad_enabled()
+            hidden.to(dtype), weight.to(dtype), targets, keep, live, chunk, settings.z_loss, torch.is_grad_enabled(),
+            seed,
         ))  # fmt: skip
 
 
@@ -77,7 +83,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor, live: bool, chunk: int, z_loss: float,
-        with_gradient: bool,
+        with_gradient: bool, seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         objective, nll = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
         by_hidden = torch.zeros_like(hidden) if with_gradient else None
@@ -91,10 +97,11 @@ class _ChunkedLoss(torch.autograd.Function):
             nll += chunk_nll
             objective += chunk_nll if not z_loss else chunk_nll + z_loss * log_z.square().sum()
             if by_hidden is not None and by_weight is not None:
-                gradient = _logit_gradient(logits, log_z, target, inside, z_loss).to(hidden.dtype)
+                exact = _logit_gradient(logits, log_z, target, inside, z_loss)
+                gradient = (exact if seed is None else exact.mul_(seed)).to(hidden.dtype)
                 by_hidden[cut] = torch.where(inside, gradient @ weight, 0.0)
                 by_weight += gradient.T @ h
-        ctx.gradients, ctx.dtype = (by_hidden, by_weight), weight.dtype
+        ctx.gradients, ctx.dtype, ctx.seed = (by_hidden, by_weight), weight.dtype, seed
         ctx.mark_non_differentiable(nll)
         return objective, nll
 
@@ -103,7 +110,8 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, by_objective: Tensor, _by_nll: Tensor) -> tuple[Tensor | None, ...]:
         assert ctx.gradients is not None, "the gradients are scaled in place: backward runs once"
         (by_hidden, by_weight), ctx.gradients = ctx.gradients, None
-        return by_hidden.mul_(by_objective), by_weight.mul_(by_objective).to(ctx.dtype), *[None] * 6
+        factor = by_objective if ctx.seed is None else by_objective / ctx.seed
+        return by_hidden.mul_(factor), by_weight.mul_(factor).to(ctx.dtype), *[None] * 7
 
 
 def _chunk_loss(logits: Tensor, targets: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -63,6 +63,12 @@ def _distances(queries: int, length: int, device: torch.device) -> Tensor:
     return keys[length - queries :, None] - keys  # [Q, S], positive where the key is earlier
 
 
+@cache
+def _slopes(slopes: tuple[float, ...], device: torch.device) -> Tensor:
+    # Once, not once a forward pass: the host waits for a GPU whenever it sends it numbers.
+    return torch.tensor(slopes, device=device)
+
+
 def dense_mask(
     pattern: Pattern, queries: int, length: int, document_ids: Tensor | None, device: torch.device
 ) -> DenseMask:
@@ -80,14 +86,14 @@ def dense_mask(
         seen = seen & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
     if not pattern.slopes:
         return DenseMask(seen)
-    slopes = torch.tensor(pattern.slopes, device=device)[:, None, None]
+    slopes = _slopes(pattern.slopes, device)[:, None, None]
     return DenseMask(torch.where(seen, -slopes * distances.abs(), float("-inf")))
 
 
 def _flex_mods(
     pattern: Pattern, document_ids: Tensor | None, device: torch.device
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor] | None]:
-    slopes = torch.tensor(pattern.slopes, device=device)
+    slopes = _slopes(pattern.slopes, device)
 
     def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         result = query >= key if pattern.causal else query == query

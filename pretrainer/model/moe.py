@@ -65,11 +65,12 @@ class Router(nn.Module):
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """[T, out] from x [T, in], whose rows belong to the experts in turn, counts [E] each, and weight [E, out, in].
 
-    On CUDA one grouped kernel, which needs no number on the host; elsewhere one product per expert.
+    On CUDA one grouped kernel, which needs no number on the host and takes bfloat16 alone; elsewhere one product per
+    expert.
     """
-    if x.is_cuda:
-        if torch.is_autocast_enabled("cuda"):
-            x, weight = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, weight))
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x, weight = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, weight))
+    if x.is_cuda and x.dtype == torch.bfloat16:
         return F.grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0).to(torch.int32))
     parts = x.split(counts.tolist())
     return torch.cat([F.linear(part, own) for part, own in zip(parts, weight.unbind(), strict=True)])

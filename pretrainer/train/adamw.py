@@ -9,9 +9,9 @@ is within 2^-8 / (1 - beta2) of it (8 % at beta2 = 0.95). TrainConfig refuses be
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -21,21 +21,31 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def adamw_update(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+def keep(old: Tensor, new: Tensor, skip: Tensor | None) -> None:
+    """This rank's elements of `old` become `new`, rounded to its type, or stay to the bit where `skip` is true."""
+    old = local(old)
+    old.copy_(new if skip is None else torch.where(skip, old, new.to(old.dtype)))
+
+
+def adamw_update(
+    parameter: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    group: dict[str, Any],
+    skip: Tensor | None = None,
+) -> None:
     """One step of Loshchilov & Hutter 2019, arXiv:1711.05101, in place; every rank updates its own elements.
 
-    state: `step` (float32 scalar), `exp_avg` and `exp_avg_sq` in any float type. group: `lr`, `betas`, `eps`,
-    `weight_decay`.
+    state: `step` (float32 scalar), `exp_avg` and `exp_avg_sq` in any float type, all on the parameter's device. group:
+    `lr`, `betas`, `eps`, `weight_decay`. skip: bool scalar, true where nothing may change; the host does not look.
     """
     beta1, beta2 = group["betas"]
-    state["step"] += 1
-    step = state["step"].item()
     values, gradient = local(parameter), local(gradient).float()
-    # `float` is the tensor itself where it is float32 already: then the state is updated in place.
-    first = local(state["exp_avg"]).float().lerp_(gradient, 1 - beta1)
-    second = local(state["exp_avg_sq"]).float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    values.mul_(1 - group["lr"] * group["weight_decay"])
-    denominator = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
-    values.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**step))
-    local(state["exp_avg"]).copy_(first)
-    local(state["exp_avg_sq"]).copy_(second)
+    step = (state["step"] + 1).double()
+    first = local(state["exp_avg"]).float().lerp(gradient, 1 - beta1)
+    second = (local(state["exp_avg_sq"]).float() * beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    for moment, new in (("step", step), ("exp_avg", first), ("exp_avg_sq", second)):
+        keep(state[moment], new, skip)
+    denominator = second.sqrt_().div_((1 - beta2**step).sqrt_()).add_(group["eps"])
+    update = first.div_(denominator).mul_(group["lr"] / (1 - beta1**step))
+    keep(parameter, (values * (1 - group["lr"] * group["weight_decay"])).sub_(update), skip)

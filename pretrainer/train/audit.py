@@ -38,7 +38,7 @@ class Audit:
     def __init__(self, spec: WorkerSpec, rank: int, world: int, attempt: int) -> None:
         self.spec, self.rank, self.world, self.attempt = spec, rank, world, attempt
         self.mine: list[Entry] = []
-        self.copying: tuple[int, list[int], list[int], bool, ReadBack] | None = None  # the newest step
+        self.copying: tuple[int, list[int], list[int], StepResult, ReadBack] | None = None  # the newest step
 
     @classmethod
     def begin(cls, spec: WorkerSpec, rank: int, world: int, step: int) -> Audit:
@@ -52,18 +52,21 @@ class Audit:
         return bool(self.mine) or self.copying is not None
 
     def add(self, step: int, blocks: list[tuple[int, Batch]], tensors: list[torch.Tensor], result: StepResult) -> None:
-        """Note a step: this rank's (global number, batch) and the tensors [K, S + 1] that the model got for them."""
+        """Note a step: this rank's (global number, batch) and the tensors [K, S + 1] that the model got for them.
+
+        On a GPU it waits for the step before that one, so the host is never more than one step ahead of the device.
+        """
         self._hash()
         how = how_of(self.spec.config, self.spec.mask_vocabulary)
         targets = [lesson(batch, number, how).targets for number, batch in blocks]
-        self.copying = step, [number for number, _batch in blocks], targets, result.applied, ReadBack(tensors)
+        self.copying = step, [number for number, _batch in blocks], targets, result, ReadBack(tensors)
 
     def _hash(self) -> None:
         """Digest the step before, whose copy had a whole step's time to arrive."""
         if self.copying is not None:
-            step, numbers, targets, applied, copy = self.copying
+            step, numbers, targets, result, copy = self.copying
             rows = zip(numbers, copy.digests(), targets, strict=True)
-            self.mine += [(step, number, digest, count, applied) for number, digest, count in rows]
+            self.mine += [(step, number, digest, count, result.applied) for number, digest, count in rows]
             self.copying = None
 
     def write(self, state: TrainState) -> str:

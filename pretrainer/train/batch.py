@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pretrainer.schema import Batch
 from pretrainer.train.objective import Lesson
+from pretrainer.train.readback import HostCopy
 from pretrainer.train.step import IGNORE, MicroBatch, dropout_seed
 
 
@@ -37,9 +38,15 @@ def valid_targets(batch: Batch) -> int:
     return int(np.count_nonzero(batch.has_target()))
 
 
+def on_device(values: np.ndarray, device: torch.device | str) -> Tensor:
+    """The array on the device; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    tensor = torch.from_numpy(values)
+    return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def to_tensor(batch: Batch, device: torch.device | str = "cpu") -> Tensor:
     """The block's token ids [K, S + 1] int64 on the device: the tensor that the micro-batches are views of."""
-    return torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
+    return on_device(batch.tokens.astype(np.int64), device)
 
 
 def document_table(starts: np.ndarray, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,12 +85,12 @@ def micro_batches(
     positions, documents = document_table(batch.starts if document_mask else batch.starts[:0], rows, width)
     learned = learned or Lesson(batch.has_target(), 1)
     inputs = tokens[:, :-1]
-    has_target = torch.from_numpy(learned.has_target).to(tokens.device)
+    has_target = on_device(learned.has_target, tokens.device)
     targets = tokens[:, learned.shift : learned.shift + width - 1].masked_fill(~has_target, IGNORE)
     if learned.replaced is not None:
         # Who reads in both directions would read the padding behind a document too: it becomes a document of its own.
         documents = documents + (np.arange(width) >= batch.lengths[:, None])
-        replaced = torch.from_numpy(learned.replaced).to(tokens.device)
+        replaced = on_device(learned.replaced, tokens.device)
         inputs = torch.where(replaced >= 0, replaced, inputs)
     result = []
     for index, first in enumerate(range(0, rows, sequences)):
@@ -92,8 +99,8 @@ def micro_batches(
         result.append(MicroBatch(
             inputs=inputs[cut],
             targets=targets[cut],
-            positions=torch.from_numpy(positions[cut, :-1].copy()).to(tokens.device),
-            document_ids=torch.from_numpy(ids.copy()).to(tokens.device) if ids.any() else None,
+            positions=on_device(positions[cut, :-1].copy(), tokens.device),
+            document_ids=on_device(ids.copy(), tokens.device) if ids.any() else None,
             seed=dropout_seed(run_seed, step, slot_block, index),
             slot_block=slot_block,
         ))
@@ -109,16 +116,11 @@ class ReadBack:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """tensors: [K, S + 1] int64 of every block, on one device; they are copied, later changes do not count."""
-        self.ids = torch.stack(list(tensors)).to(torch.int32).to("cpu", non_blocking=True)  # [blocks, K, S + 1]
-        self.copied = torch.cuda.Event() if tensors[0].is_cuda else None
-        if self.copied is not None:
-            self.copied.record()
+        self.ids = HostCopy(torch.stack(list(tensors)).to(torch.int32))  # [blocks, K, S + 1]
 
     def digests(self) -> list[str]:
         """`block_digest` of every block."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        blocks = self.ids.flatten(1).numpy().astype("<i4", copy=False)
+        blocks = self.ids.read().flatten(1).numpy().astype("<i4", copy=False)
         return [hashlib.sha256(block).hexdigest() for block in blocks]
 
 

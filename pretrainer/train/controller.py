@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import ray.data
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.exceptions import PreemptionError
@@ -116,6 +116,8 @@ def make_trainer(
         train_loop_config=spec,
         datasets={"train": stream},
         dataset_config=OrderedDataConfig(),
+        # Hosts agree among themselves over gloo, without waiting for their GPUs.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,

@@ -83,13 +83,13 @@ class BlockSum:
             dist.all_reduce(self.total)
 
     @torch.no_grad()
-    def take(self, targets: int) -> float:
-        """Divide once by the targets: the mean gradient becomes the model's, the mean loss is returned."""
-        loss, bad_loss, bad_gradient = self.total[-3:].tolist()
-        unit = math.nan if bad_gradient else self.scale * targets
+    def take(self, targets: int) -> Tensor:
+        """Divide once by the targets: the mean gradient becomes the model's, the mean loss (float64) is returned."""
+        unit = torch.full_like(self.loss, self.scale * targets, dtype=torch.float64)
+        by_gradient, by_loss = (unit.masked_fill(bad > 0, math.nan) for bad in (self.bad_gradient, self.bad_loss))
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = (gradient.double() / unit).to(parameter.dtype).view_as(parameter)
-        return math.nan if bad_loss else loss / (self.scale * targets)
+            parameter.grad = (gradient.double() / by_gradient).to(parameter.dtype).view_as(parameter)
+        return (self.loss.double() / by_loss).squeeze()
 
 
 def exact_train_step(

@@ -80,8 +80,8 @@ def expert_load(expert_tokens: Sequence[Sequence[int]]) -> dict[str, float]:
     return metrics
 
 
-def balance_experts(model: nn.Module, counts: Tensor | None) -> None:
-    """After an update: move the bias on each router's choice, where the config asks for it."""
+def balance_experts(model: nn.Module, counts: Tensor | None, applied: Tensor) -> None:
+    """With an update: move the bias on each router's choice, where the config asks for it and `applied` is true."""
     mixture = _mixture(model)
     if mixture is not None and counts is not None and mixture.config.moe.balance == "bias":
-        move_expert_biases([module for module in mixture.modules() if isinstance(module, Router)], counts)
+        move_expert_biases([module for module in mixture.modules() if isinstance(module, Router)], counts, applied)

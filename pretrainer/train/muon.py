@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pretrainer.train.adamw import local
+from pretrainer.train.adamw import keep, local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, and it need not converge to 1
 ITERATIONS = 5
@@ -70,18 +70,24 @@ def orthogonal(direction: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
 
 
-def muon_update(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+def muon_update(
+    parameter: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    group: dict[str, Any],
+    skip: Tensor | None = None,
+) -> None:
     """One step, in place; every rank calls it for the same parameters in the same order.
 
     state: `step` (float32 scalar) and `momentum_buffer` in any float type, rounded to nearest when it is kept. group:
     `lr`, `momentum`, `weight_decay`. The momentum is a running mean, (1 - momentum) of Jordan's sum, which changes
-    nothing: the direction's length does not count.
+    nothing: the direction's length does not count. skip: bool scalar, true where nothing may change.
     """
-    state["step"] += 1
     momentum, values, gradient = group["momentum"], local(parameter), local(gradient).float()
-    mean = local(state["momentum_buffer"]).float().lerp_(gradient, 1 - momentum)
-    local(state["momentum_buffer"]).copy_(mean)
+    mean = local(state["momentum_buffer"]).float().lerp(gradient, 1 - momentum)
     update = orthogonal(gradient.lerp(mean, momentum), parameter)
     scale = RMS_OF_ADAMW * max(parameter.shape[-2:]) ** 0.5
-    values.mul_(1 - group["lr"] * group["weight_decay"])
-    values.add_(update.to(values.dtype), alpha=-group["lr"] * scale)
+    decayed = values * (1 - group["lr"] * group["weight_decay"])
+    keep(state["step"], state["step"] + 1, skip)
+    keep(state["momentum_buffer"], mean, skip)
+    keep(parameter, decayed.add_(update.to(values.dtype), alpha=-group["lr"] * scale), skip)

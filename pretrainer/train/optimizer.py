@@ -19,7 +19,7 @@ from pretrainer.train.adamw import adamw_update
 from pretrainer.train.muon import muon_update
 
 # rule -> (moments that it keeps, how it updates one parameter)
-Update = Callable[[Tensor, Tensor, dict[str, Tensor], dict[str, Any]], None]
+Update = Callable[[Tensor, Tensor, dict[str, Tensor], dict[str, Any], Tensor | None], None]
 RULES: dict[str, tuple[tuple[str, ...], Update]] = {
     "adamw": (("exp_avg", "exp_avg_sq"), adamw_update),
     "muon": (("momentum_buffer",), muon_update),
@@ -37,7 +37,11 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 class RuleOptimizer(Optimizer):
-    """Each parameter group names its `rule`; moments have the type `state_dtype`. Call it after sharding."""
+    """Each parameter group names its `rule`; moments have the type `state_dtype`. Call it after sharding.
+
+    As with torch's fused optimizers a float scalar `found_inf` may be set before a step: where it is not 0, the step
+    changes nothing.
+    """
 
     def __init__(self, groups: Iterable[dict[str, Any]], state_dtype: torch.dtype, **defaults: Any) -> None:
         super().__init__([group for group in groups if group["params"]], defaults)
@@ -46,17 +50,18 @@ class RuleOptimizer(Optimizer):
             moments, _update = RULES[group["rule"]]
             for parameter in group["params"]:
                 state: dict[str, Any] = {name: torch.zeros_like(parameter, dtype=state_dtype) for name in moments}
-                self.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **state}
+                self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **state}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure is not supported
         """Update every parameter that has a gradient."""
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        skip = None if found_inf is None else found_inf != 0
         for group in self.param_groups:
             _moments, update = RULES[group["rule"]]
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    update(parameter, parameter.grad, self.state[parameter], group)
-
+                    update(parameter, parameter.grad, self.state[parameter], group, skip)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
-"""FSDP2 around the one-device model. The order, once and for all: build on meta, shard each block, shard the root,
-allocate; then `init_weights` or `load_sharded` fills the parameters, and the optimizer is built last.
+"""FSDP2 around the one-device model. The order, once and for all: build on meta, float8, shard each block, shard the
+root, allocate; then `init_weights` or `load_sharded` fills the parameters, and the optimizer is built last.
 
 Exact mode needs the whole model on every rank instead: a replica, which nothing is summed for behind its back.
 """
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import (
 )
 
 from pretrainer.config import ModelConfig, TrainConfig
+from pretrainer.model.float8 import check_float8, use_float8
 from pretrainer.model.flops import check_exact_memory
 from pretrainer.model.loss import LossSettings
 from pretrainer.model.transformer import KVCache, Transformer
@@ -31,8 +32,10 @@ RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth fr
 def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Type of matrix products: as configured, and for "auto" bfloat16 on GPUs that have it, float32 elsewhere."""
     if config.precision != "auto":
-        return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return getattr(torch, config.precision)
+    # Older GPUs only emulate bfloat16, slower than float32.
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_it else torch.float32
 
 
 def loss_settings(config: TrainConfig) -> LossSettings:
@@ -76,6 +79,8 @@ def build_sharded(config: ModelConfig, vocab_size: int, train: TrainConfig, devi
     """An allocated, sharded model whose parameters are still to be filled; every rank of the process group calls it."""
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
+    if train.float8:
+        use_float8(model)
     return shard(model, data_mesh(device), precision_for(train, device), device)
 
 
@@ -111,7 +116,12 @@ def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, d
 
 
 def build_model(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
-    """Sharded over the process group, or in exact mode a replica; every rank calls it."""
+    """Sharded over the process group, or in exact mode a replica; every rank calls it.
+
+    Raises ConfigError for what the device cannot do.
+    """
+    if train.float8:
+        check_float8(device)
     build = build_replicated if train.exact else build_sharded
     model = build(config, vocab_size, train, device)
     model.loss_settings = loss_settings(train)  # type: ignore[assignment]  # any value may be set; step.py reads it

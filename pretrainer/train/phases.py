@@ -65,6 +65,14 @@ class Phases:
         begun = self.now["begun"] or self.now["phase"] == "step"
         self.now = {"phase": phase, "step": step, "block": block, "changes": self.now["changes"] + 1, "begun": begun}
 
+    def hide(self, hidden_s: float) -> None:
+        """So many seconds of the waits that have just ended cost nothing: the device was still at the step before."""
+        for phase in ("data", "agree"):
+            seconds = min(hidden_s, self._seconds[phase])
+            self._seconds[phase] -= seconds
+            self._seconds["step"] += seconds
+            hidden_s -= seconds
+
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last `take`; the current phase goes on."""
         self._count()

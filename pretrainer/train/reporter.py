@@ -44,7 +44,7 @@ class Reporter:
         self.flops = flops_per_token(spec.config.model, spec.vocab_size, spec.config.data.seq_len)
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.interval = Interval()
-        self.waiting: list[dict[str, Any]] = []
+        self.waiting: list[tuple[dict[str, Any], StepResult]] = []
         self.pending: Any = None  # answer of the recorder to the last event
         self.stop_requested = self.checkpoint_requested = 0
         tags = {"run": spec.config.run.name, "rank": str(rank)}
@@ -72,22 +72,17 @@ class Reporter:
             interval.tokens + self.spec.config.train.global_batch_tokens,
             interval.steps + 1,
         )
-        self.waiting.append(
-            {
-                "step": state.step,
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
-                "learning_rate": rate,
-                "targets": targets,
-                "applied": result.applied,
-                "time_s": time.time(),
-            }
-        )
+        line = {"step": state.step, "learning_rate": rate, "targets": targets, "time_s": time.time()}
+        self.waiting.append((line, result))
         every = self.spec.config.train.log_every_steps
         if state.step % every == 0 or self.steps_here == 1 or state.step == self.spec.config.total_steps:
             self._flush(state, result)
 
     def _flush(self, state: TrainState, result: StepResult) -> None:
+        steps = [
+            {**line, "loss": one.loss, "grad_norm": one.grad_norm, "applied": one.applied}
+            for line, one in self.waiting
+        ]  # here the host waits for the device, so the time that has passed is that of whole steps
         elapsed = max(1e-9, time.perf_counter() - self.interval.started_s)
         rate, waited = self.interval.tokens / elapsed, self.interval.wait_s / elapsed
         mfu = model_flops_utilization(rate, self.flops, self.world, self.device_name)
@@ -102,7 +97,7 @@ class Reporter:
             {
                 "kind": "steps",
                 "step": state.step,
-                "steps": self.waiting,
+                "steps": steps,
                 "tokens": state.tokens,
                 "tokens_per_s": rate,
                 "data_wait_s": self.interval.wait_s,

@@ -39,3 +39,5 @@ class TrainState:
     order_digest: str = ""
     fingerprint: str = ""
     weights_sha256: str | None = None  # of these weights, in exact mode
+    loss_scale: float | None = None  # with train.precision=float16
+    good_steps: int = 0  # applied in a row with this scale

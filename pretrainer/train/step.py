@@ -10,7 +10,6 @@ Shapes: b rows of one micro-batch, S tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,8 @@ from pretrainer.train.experts import (
     routed_counts,
     take_expert_tokens,
 )
+from pretrainer.train.readback import StepResult
+from pretrainer.train.scaling import LossScale
 
 __all__ = [
     "IGNORE", "MicroBatch", "StepResult", "accumulate_gradients", "all_reduce_sum", "apply_gradient", "batch_loss",
@@ -50,16 +51,6 @@ class MicroBatch:
     slot_block: int = 0  # its number in the run; a slot block's micro-batches follow each other on one rank
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did, the same on every rank."""
-
-    loss: float  # mean negative log-likelihood over the global batch, in nats per target
-    grad_norm: float  # global norm before clipping
-    applied: bool  # False when loss or gradient was not finite and the weights were left as they were
-    expert_tokens: tuple[tuple[int, ...], ...] = ()  # per block: how often valid tokens chose each expert
-
-
 def dropout_seed(run_seed: int, step: int, slot_block: int, micro_batch: int) -> int:
     """Seed of one forward pass; it names the data, never the rank, so dropout does not depend on the world size."""
     key = f"{run_seed}/dropout/{step}/{slot_block}/{micro_batch}"
@@ -67,22 +58,30 @@ def dropout_seed(run_seed: int, step: int, slot_block: int, micro_batch: int) ->
 
 
 def all_reduce_sum(values: Sequence[float], device: torch.device | str) -> list[float]:
-    """Sums over the ranks as float64, exact for integers up to 2**53; without a process group the values themselves."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+    """Sums over the ranks as float64, exact for integers up to 2**53; without a process group the values themselves.
+
+    With device="cpu" the ranks' hosts agree among themselves and no GPU is waited for.
+    """
+    return sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def sum_over_ranks(total: Tensor) -> Tensor:
+    """The tensor, summed over the ranks in place; it stays on its device, and the host does not wait."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)
-    return total.tolist()
+    return total
 
 
-def batch_loss(model: nn.Module, batch: MicroBatch, live: bool = True) -> Loss:
+def batch_loss(model: nn.Module, batch: MicroBatch, live: bool = True, seed: Tensor | None = None) -> Loss:
     """Loss of a micro-batch, summed over its valid targets; in chunks where its logits are too many to exist at once.
 
-    The model's attribute `loss_settings` says how, where it has one (see parallel.py).
+    The model's attribute `loss_settings` says how, where it has one (see parallel.py). seed: the gradient that the
+    objective is going to get, where float16 needs to know (see `chunked_loss`).
     """
     settings = getattr(model, "loss_settings", LossSettings())
     arguments = batch.inputs, batch.positions, batch.document_ids
     if isinstance(model, Transformer) and batch.targets.numel() > chunk_tokens(settings, model.vocab_size):
-        chunked = partial(chunked_loss, targets=batch.targets, live=live, settings=settings)
+        chunked = partial(chunked_loss, targets=batch.targets, live=live, settings=settings, seed=seed)
         return model(*arguments, None, chunked)
     return whole_loss(model(*arguments), batch.targets, live, settings.z_loss)
 
@@ -124,20 +123,25 @@ def _slot_block_counts(model: nn.Module, runs: Sequence[tuple[MicroBatch, bool]]
     return [GroupCounts(chosen[batch.slot_block], tokens[batch.slot_block]) for batch, _live in runs]
 
 
-def accumulate_gradients(model: nn.Module, batches: Sequence[MicroBatch], dummies: int, denominator: float) -> Tensor:
+def accumulate_gradients(
+    model: nn.Module, batches: Sequence[MicroBatch], dummies: int, denominator: float, scale: Tensor | None = None
+) -> Tensor:
     """Forward and backward over all micro-batches and `dummies` masked repeats of the last; this rank's nll sum.
 
-    With a mixture of experts the auxiliary losses are in the gradient, not in the sum.
+    With a mixture of experts the auxiliary losses are in the gradient, not in the sum. scale: a factor of the gradient
+    beside 1 / denominator.
     """
     assert batches, "a rank without a micro-batch has no valid row for its dummies: W must not exceed G"
     runs = [(batch, True) for batch in batches] + [(batches[-1], False)] * dummies
     total = torch.zeros((), dtype=torch.float64, device=batches[0].inputs.device)
+    seed = None if scale is None else scale / denominator
     for index, ((batch, live), counts) in enumerate(zip(runs, _slot_block_counts(model, runs), strict=True)):
         _sync_on(model, index == len(runs) - 1)
         torch.manual_seed(batch.seed)
-        loss = batch_loss(model, batch, live)
+        loss = batch_loss(model, batch, live, seed)
         auxiliary = auxiliary_loss(model, (batch.targets != IGNORE) & live, counts)
-        ((loss.objective if auxiliary is None else loss.objective + auxiliary) / denominator).backward()
+        objective = loss.objective if auxiliary is None else loss.objective + auxiliary
+        (objective / denominator if seed is None else objective * seed).backward()
         total += loss.nll
     return total
 
@@ -156,46 +160,54 @@ def train_step(
     global_targets: int,
     learning_rate: float,
     clip_norm: float,
+    loss_scale: LossScale | None = None,
 ) -> StepResult:
     """Train on one global batch; every rank calls it with its own micro-batches.
 
     dummies: how many micro-batches more the busiest rank has. global_targets: valid targets of all ranks together;
     loss and gradient are divided by max(1, global_targets). When loss or gradient norm is not finite, the weights and
     the optimizer stay untouched on all ranks alike and the result says applied=False. Clipping: Pascanu et al. 2013,
-    arXiv:1211.5063.
+    arXiv:1211.5063. loss_scale: for float16. The host looks at no number of the device, so on a GPU the step is only
+    begun when this returns.
     """
     denominator = float(max(1, global_targets))
-    local = accumulate_gradients(model, batches, dummies, denominator)
-    (nll,) = all_reduce_sum([local.item()], local.device)
-    return apply_gradient(model, optimizer, nll / denominator, learning_rate, clip_norm)
+    scale = None if loss_scale is None else loss_scale.scale
+    local = accumulate_gradients(model, batches, dummies, denominator, scale)
+    loss = sum_over_ranks(local) / denominator
+    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, loss_scale)
 
 
 def apply_gradient(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, learning_rate: float, clip_norm: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    learning_rate: float,
+    clip_norm: float,
+    loss_scale: LossScale | None = None,
 ) -> StepResult:
     """Clip the model's gradient and update the weights, if loss and gradient are finite; clears the gradient.
 
-    Every rank calls it.
+    loss: a float64 scalar, the same on every rank. Every rank calls it.
     """
     expert_tokens = take_expert_tokens(model)
+    if loss_scale is not None:
+        loss_scale.unscale(model)
     norm = gradient_norm(model)
-    grad_norm = norm.item()
-    applied = math.isfinite(loss) and math.isfinite(grad_norm)
-    if applied:
-        _update(model, optimizer, norm, learning_rate, clip_norm)
-        balance_experts(model, expert_tokens)
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, applied, _as_tuples(expert_tokens))
-
-
-def _as_tuples(counts: Tensor | None) -> tuple[tuple[int, ...], ...]:
-    return () if counts is None else tuple(tuple(block) for block in counts.tolist())
-
-
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, norm: Tensor, learning_rate: float, clip_norm: float
-) -> None:
+    applied = loss.isfinite() & norm.isfinite()
     torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+    _update(optimizer, applied, learning_rate)
+    optimizer.zero_grad(set_to_none=True)
+    balance_experts(model, expert_tokens, applied)
+    if loss_scale is not None:
+        loss_scale.update(applied)
+    return StepResult(loss, norm, applied, expert_tokens)
+
+
+def _update(optimizer: torch.optim.Optimizer, applied: Tensor, learning_rate: float) -> None:
+    """Move the weights, or leave weights and optimizer as they are to the bit; decided on the device."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+    # torch.amp.GradScaler tells a fused optimizer in this way; ours listen to it too.
+    optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
     optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import asdict
-from typing import NamedTuple
+from functools import partial
 
 import ray
 import ray.train
@@ -34,6 +34,7 @@ from pretrainer.train.checkpoint import load_sharded, save_sharded
 from pretrainer.train.committed import folder_name, keep_snapshot, remove_uncommitted
 from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic
+from pretrainer.train.feed import Feed, Prepared
 from pretrainer.train.memory import keep_freed_memory
 from pretrainer.train.objective import how_of, lesson, target_bytes
 from pretrainer.train.optimizer import build_optimizer
@@ -41,6 +42,7 @@ from pretrainer.train.parallel import build_model
 from pretrainer.train.phases import Phases, process_age_s, pulse_period_s
 from pretrainer.train.preemption import PreemptedError, PreemptionWatch, seconds_left
 from pretrainer.train.reporter import Reporter
+from pretrainer.train.scaling import LossScale, first_scale
 from pretrainer.train.schedule import learning_rate
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import MicroBatch, all_reduce_sum, train_step
@@ -104,6 +106,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     if state is None:
         init_weights(model, config.run.seed)
         state = TrainState(fingerprint=spec.fingerprint)
+    loss_scale = _loss_scale(config, state, device)
     reporter = Reporter(spec, rank, world, device, phases)
     reporter.start(state, import_s)
     held_out = load_held_out(spec, device)
@@ -119,16 +122,18 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     blocks = BlockSource(spec, rank, world, state.step, phases)
     watch = PreemptionWatch(rank)
     block_sum = BlockSum(model, config.slot_blocks_per_step, every.global_batch_tokens) if every.exact else None
-    stop = False
+    feed, stop = Feed(device), False
     while state.step < end and not stop:
-        step = state.step
+        step, began_s = state.step, time.perf_counter()
         mine, wait_s = blocks.take(step)
         phases.enter("agree", step)
-        prepared = [_prepare(spec, step, number, batch, device) for number, batch in mine]
+        prepared = feed.prepare(partial(_prepare, spec, device, step), mine)
         counts = [sum(p.targets for p in prepared), blocks.missing(step, mine)]
         asked = [reporter.stop_requested, reporter.checkpoint_requested, watch.due()]
-        targets, missing, stops, wanted, look = all_reduce_sum([*counts, *asked], device)
+        targets, missing, stops, wanted, look = all_reduce_sum([*counts, *asked], "cpu")
         phases.enter("step", step)
+        hidden_s = feed.hidden_s(time.perf_counter() - began_s)
+        phases.hide(hidden_s)
         if missing:
             reporter.exhausted(state)
             break
@@ -139,10 +144,12 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         else:
             micro = [one for several in by_block for one in several]
             most = slots.max_blocks(step, config.slot_blocks_per_step, world) * len(by_block[0])
-            result = train_step(model, optimizer, micro, most - len(micro), int(targets), rate, every.clip_norm)
+            dummies = most - len(micro)
+            result = train_step(model, optimizer, micro, dummies, int(targets), rate, every.clip_norm, loss_scale)
+        feed.launched()
         audit.add(step, mine, [p.tokens for p in prepared], result)
         state.step, state.tokens = step + 1, state.tokens + config.train.global_batch_tokens
-        reporter.step(state, result, rate, int(targets), wait_s)
+        reporter.step(state, result, rate, int(targets), max(0.0, wait_s - hidden_s))
         stop = stops > 0
         last = stop or state.step == end
         if state.step % every.validate_every_steps == 0 or last:
@@ -156,6 +163,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             reporter.sample(state, [*spec.sample_prompt, *ids])
         notice = watch.look() if look else None
         if state.step % every.checkpoint_every_steps == 0 or last or wanted or notice is not None:
+            _keep_scale(state, loss_scale)
             _save(spec, model, optimizer, state, audit, phases)
             reporter.checkpoint(state)
         if notice is not None and not last:
@@ -165,6 +173,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             phases.enter("resize", state.step)
             time.sleep(RESIZE_PATIENCE_S)  # Ray ends this worker group now; what it would train would be lost
     if audit.lines_waiting:
+        _keep_scale(state, loss_scale)
         _save(spec, model, optimizer, state, audit, phases)
         reporter.checkpoint(state)
     reporter.finish(state, _ending(state.step, total, end, stop))
@@ -184,15 +193,20 @@ def _set_threads(config: Config) -> None:
     torch.set_num_threads(config.train.threads_per_worker or max(1, (os.cpu_count() or 1) // local))
 
 
-class _Prepared(NamedTuple):
-    """A slot block on the device: its ids [K, S + 1], its forward passes, and how many targets they have."""
+def _loss_scale(config: Config, state: TrainState, device: torch.device) -> LossScale | None:
+    if config.train.precision != "float16":
+        return None
+    scale = first_scale(config.train.global_batch_tokens) if state.loss_scale is None else state.loss_scale
+    return LossScale(device, scale, state.good_steps)
 
-    tokens: torch.Tensor
-    micro_batches: list[MicroBatch]
-    targets: int
+
+def _keep_scale(state: TrainState, loss_scale: LossScale | None) -> None:
+    """Before a checkpoint; all ranks have the same."""
+    if loss_scale is not None:
+        state.loss_scale, state.good_steps = loss_scale.read()
 
 
-def _prepare(spec: WorkerSpec, step: int, number: int, batch: Batch, device: torch.device) -> _Prepared:
+def _prepare(spec: WorkerSpec, device: torch.device, step: int, number: int, batch: Batch) -> Prepared:
     config = spec.config
     tokens, learned = slots.to_tensor(batch, device), lesson(batch, number, how_of(config, spec.mask_vocabulary))
     micro = slots.micro_batches(
@@ -205,7 +219,7 @@ def _prepare(spec: WorkerSpec, step: int, number: int, batch: Batch, device: tor
         slot_block=number,
         learned=learned,
     )
-    return _Prepared(tokens, micro, learned.targets)
+    return Prepared(tokens, micro, learned.targets)
 
 
 def _save(
@@ -254,7 +268,7 @@ def load_held_out(spec: WorkerSpec, device: torch.device) -> dict[str, list[Micr
         table = from_ipc(Store(spec.data_uri).read(f"held_out/{source.name}.arrow"))
         batches = [Batch.from_row(row, spec.held_out_seq_len) for row in table.to_pylist()]
         out[source.name] = [
-            micro for b in batches if b.lengths.any() for micro in _prepare(spec, 0, b.block, b, device).micro_batches
+            micro for b in batches if b.lengths.any() for micro in _prepare(spec, device, 0, b.block, b).micro_batches
         ]
     return out
 

@@ -104,3 +104,15 @@ def test_tiles_that_nobody_sees_are_skipped():
     assert isinstance(mask, FlexMask)
     # Tiles of 128: three of each document's four lie on or below the diagonal.
     assert mask.blocks.sparsity() == pytest.approx(100 * (1 - 4 * 3 / 64))
+
+
+@pytest.mark.parametrize("make", [dense_mask, flex_mask])
+def test_slopes_are_sent_to_the_device_once(make, monkeypatch):
+    """A host that sends numbers to a GPU waits for it; a mask is made in every forward pass."""
+    pattern = Pattern(slopes=(0.75, 0.5, 0.25, 0.125))
+    sizes = (LENGTH, LENGTH) if make is dense_mask else (LENGTH,)
+    first = make(pattern, *sizes, None, CPU)
+    sent = []
+    monkeypatch.setattr(torch, "tensor", lambda *args, **kwargs: sent.append(args))
+    second = make(pattern, *sizes, None, CPU)
+    assert not sent and type(first) is type(second)

@@ -118,7 +118,7 @@ def test_biases_move_towards_even_use_by_whole_numbers():
     assert moved_bias(torch.zeros(3), torch.tensor([2, 2, 3]), 1.0).tolist() == [1.0, 1.0, -1.0]
     routers = [layer(balance="bias").router for _ in range(2)]
     before = [router.expert_bias.clone() for router in routers]
-    move_expert_biases(routers, torch.tensor([[4, 0, 1, 1], [0, 4, 1, 1]]))
+    move_expert_biases(routers, torch.tensor([[4, 0, 1, 1], [0, 4, 1, 1]]), torch.tensor(True))
     moved = [(r.expert_bias - b).sign().tolist() for r, b in zip(routers, before, strict=True)]
     assert moved == [[-1, 1, 1, 1], [1, -1, 1, 1]]
 
@@ -132,5 +132,5 @@ def test_the_bias_evens_out_skewed_experts():
         with torch.no_grad():
             counts = expert_counts([moe(x)[1]], valid)
         spread.append(counts.max().item() - counts.min().item())
-        move_expert_biases([moe.router], counts)
+        move_expert_biases([moe.router], counts, torch.tensor(True))
     assert spread[-1] < 0.25 * spread[0] and spread[0] > 50

@@ -47,7 +47,7 @@ def build(model_config=MODEL, train=TRAIN):
     return model, build_optimizer(model, train)
 
 
-def run_steps(model, optimizer, rank, world, first, last):
+def run_steps(model, optimizer, rank, world, first, last, loss_scale=None):
     """Train steps first..last-1 as the trainer does; returns their results."""
     results = []
     for step in range(first, last):
@@ -55,7 +55,7 @@ def run_steps(model, optimizer, rank, world, first, last):
         batches = [piece for number in own for piece in pieces(number, step)]
         dummies = max_blocks(step, BLOCKS_PER_STEP, world) * SEQUENCES - len(batches)
         (targets,) = all_reduce_sum([sum(valid_targets(slot_block(number)) for number in own)], CPU)
-        results.append(train_step(model, optimizer, batches, dummies, int(targets), 1e-2, TRAIN.clip_norm))
+        results.append(train_step(model, optimizer, batches, dummies, int(targets), 1e-2, TRAIN.clip_norm, loss_scale))
     return results
 
 

@@ -13,18 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch.distributed
+import torch
 
 from pretrainer.errors import StorageError
 from pretrainer.schema import Batch
 from pretrainer.storage import Store
 from pretrainer.train.audit import Audit, Entry, audit_lines, claim_attempt, provenance
 from pretrainer.train.batch import block_digest, chain, step_digest, to_tensor
+from pretrainer.train.readback import StepResult
 from pretrainer.train.spec import TrainState
-from pretrainer.train.step import StepResult
 from tests.train.specs import BLOCKS_PER_STEP, ORDER, SEQ_LEN, SEQUENCES, block, worker_spec
 
 CONFIG = worker_spec().config
+DONE = StepResult(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(True))
 
 
 def entry(number: int, batch: Batch, applied: bool = True) -> Entry:
@@ -107,7 +108,7 @@ def test_object_holds_all_ranks_lines_and_the_chain_goes_on(monkeypatch: pytest.
     audit = Audit(worker_spec(tmp_path), rank=0, world=2, attempt=7)
     for step in range(2):
         mine = [(n, block(n)) for n in range(6 * step, 6 * step + 6, 2)]
-        audit.add(step, mine, [to_tensor(b) for _n, b in mine], StepResult(1.0, 1.0, True))
+        audit.add(step, mine, [to_tensor(b) for _n, b in mine], DONE)
     assert audit.lines_waiting
     before = hashlib.sha256(b"before").hexdigest()
     digest = audit.write(TrainState(step=2, order_digest=before))
@@ -184,7 +185,7 @@ def test_digest_is_of_what_the_model_got_whatever_happens_to_the_tensor_later(
     """Blocks are hashed one step late; the copy is made at once."""
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather_with([]))
     audit, tensor = Audit(worker_spec(tmp_path), rank=0, world=2, attempt=0), to_tensor(block(0))
-    audit.add(0, [(0, block(0))], [tensor], StepResult(1.0, 1.0, True))
+    audit.add(0, [(0, block(0))], [tensor], DONE)
     want = chain("", step_digest([block_digest(tensor)]))
     tensor += 1
     assert audit.lines_waiting and audit.write(TrainState(step=1)) == want

@@ -9,10 +9,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
+import torch
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -164,6 +165,19 @@ def test_trainer_restarts_and_keeps_checkpoints_as_configured(run: Store, monkey
     assert given["run_config"].failure_config.max_failures == -1, "failures in a row are counted by the driver"
     assert [type(callback) for callback in given["run_config"].callbacks] == [FailureReport]
     assert given["run_config"].checkpoint_config.num_to_keep == 2
+
+
+@pytest.mark.parametrize(("use_gpu", "backend"), [(False, "gloo"), (True, "cpu:gloo,cuda:nccl")])
+def test_hosts_of_gpus_can_agree_among_themselves(
+    run: Store, monkeypatch: pytest.MonkeyPatch, use_gpu: bool, backend: str
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(controller, "PolicyTorchTrainer", lambda _loop, **arguments: given.update(arguments))
+    spec, build = worker_spec(), cast(Any, None)
+    make_trainer(spec.config, spec, run, build, use_gpu=use_gpu, data_cpus=1.0)
+    assert given["torch_config"].backend == backend
+    kinds = torch.distributed.BackendConfig(torch.distributed.Backend(backend)).get_device_backend_map()
+    assert kinds["cpu"] == "gloo" and kinds["cuda"] == ("nccl" if use_gpu else "gloo")
 
 
 # -------------------------------------------------------------------------------------------------------- the split
