@@ -28,7 +28,7 @@ from pretrainer.model.hf import why_no_export
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store, redact
 from pretrainer.train.optimizer import check_optimizer
-from pretrainer.train.resize import useful_sizes
+from pretrainer.train.resize import sizes_of
 from pretrainer.train.schedule import check_schedule
 
 BLOCKS_PER_S_OF_A_SPLIT = 100  # measured: one split deals about 220 blocks/s on 2 cores
@@ -174,7 +174,7 @@ def _training_rows(config: Config, cluster: Cluster, vocab_size: int) -> list[Ro
     memory = _memory_bytes(config, vocab_size) / GIB
     return [
         ("batch", f"{blocks} slot blocks of {data.slot_sequences} x {data.seq_len} tokens"),
-        ("workers", f"{lo} to {hi}, useful sizes {useful_sizes(blocks, lo, hi)}" if lo != hi else fixed),
+        ("workers", f"{lo} to {hi}, useful sizes {sizes_of(config)}" if lo != hi else fixed),
         ("memory", f"about {memory:.2f} GiB per worker for parameters, gradients and optimizer"),
     ]
 
