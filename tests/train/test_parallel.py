@@ -241,12 +241,12 @@ def test_compiled_blocks_train_alike(
 
 
 WRONG: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
-    ({"tensor_parallel": 3, "num_workers": 3}, {}, {}, "train.tensor_parallel=3 is not possible: must divide model.heads"),
-    ({"tensor_parallel": 4, "num_workers": 4}, {}, {}, "train.tensor_parallel=4 is not possible: must divide model.kv"),
+    ({"tensor_parallel": 3, "num_workers": 3}, {}, {}, "tensor_parallel=3 is not possible: must divide model.heads"),
+    ({"tensor_parallel": 4, "num_workers": 4}, {}, {}, "tensor_parallel=4 is not possible: must divide model.kv_heads"),
     ({"tensor_parallel": 2}, {}, {}, "train.num_workers=1 is not possible: must be a multiple of 2"),
     ({"context_parallel": 2, "num_workers": 2}, {"seq_len": 130}, {}, "130 is no multiple of 4"),
     ({"shard_workers": 2, "num_workers": (2, 5)}, {}, {}, "must be a multiple of 2"),
-    ({"shard_workers": 3, "tensor_parallel": 2, "num_workers": 6}, {}, {}, "train.shard_workers=3 is not possible: must be"),
+    ({"shard_workers": 3, "tensor_parallel": 2, "num_workers": 6}, {}, {}, "shard_workers=3 is not possible: must be"),
     ({"tensor_parallel": 2, "num_workers": 2, "exact": True}, {}, {}, "has the whole model on every worker"),
     ({"num_workers": 5}, {}, {}, "a step has 4 slot blocks and cannot feed more workers than that:"),
     ({"num_workers": 10, "tensor_parallel": 2}, {}, {}, "cannot feed more workers than that x 2:"),
