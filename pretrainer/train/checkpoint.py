@@ -4,8 +4,8 @@ A checkpoint folder holds `.metadata` and `__<rank>_*.distcp` (DCP), `state.json
 `digests.rank<r>.json` per rank. Each rank writes into a folder of its own; their union is the checkpoint. Tensors are
 saved by parameter name, as `model.<name>` and `<moment>.<name>` (AdamW: exp_avg, exp_avg_sq; Muon: momentum_buffer),
 so any world size loads them.
-`.metadata` is a pickle: it is opened only after every file has its digest. The digests find damage and torn uploads;
-they do not prove who wrote the files.
+`.metadata` is a pickle: it is opened only after every file has its digest, and after what it names was read
+(metadata.py). The digests find damage and torn uploads; they do not prove who wrote the files.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from pretrainer.errors import ConfigError, DamagedError, StorageError
 from pretrainer.model.generate import release_gathered
+from pretrainer.train.metadata import check_metadata
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -111,7 +113,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 
 def verify(folder: str | Path) -> None:
-    """Check every file of a checkpoint against the digests of all ranks, without unpickling anything.
+    """Check every file of a checkpoint against the digests of all ranks, and that `.metadata` calls nothing.
 
     Raises DamagedError for a missing, changed or extra file, StorageError for another format.
     """
@@ -126,6 +128,7 @@ def verify(folder: str | Path) -> None:
     for name, digest in sorted(expected.items()):
         if file_digest(folder / name) != digest:
             raise DamagedError(f"checkpoint file {folder / name} differs from its digest: use an older checkpoint")
+    check_metadata(folder / ".metadata")
 
 
 def verify_together(folder: str | Path) -> None:
@@ -146,6 +149,15 @@ def verify_together(folder: str | Path) -> None:
         raise DamagedError(text)
 
 
+def _load(tensors: dict[str, Any], reader: dcp.FileSystemReader, folder: Path, no_dist: bool) -> None:
+    try:
+        with _single_process_is_meant():
+            dcp.load(tensors, storage_reader=reader, no_dist=no_dist)
+    except CheckpointException as error:  # not an Exception, which Ray's threads would not notice
+        cause = next(cause for cause, _trace in error.failures.values())
+        raise DamagedError(f"checkpoint {folder} cannot be read ({cause}): use an older checkpoint") from error
+
+
 def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path) -> dict[str, Any]:
     """Fill model and optimizer in place from a whole checkpoint folder, at any world size; returns its extra_state.
 
@@ -161,8 +173,7 @@ def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str
             f"checkpoint {folder} has no {min(missing)}: it was saved with another train.optimizer or model; restore "
             "the config, or give the run a new run.name"
         )
-    with _single_process_is_meant():
-        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    _load(tensors, reader, folder, no_dist=not dist.is_initialized())
     state = json.loads((folder / STATE_FILE).read_text())
     _set_optimizer_step(optimizer, state["optimizer_step"])
     return state["extra"]
@@ -182,6 +193,5 @@ def load_full_state_dict(folder: str | Path) -> dict[str, Tensor]:
         for key, meta in stored.items()
         if key.startswith("model.") and isinstance(meta, TensorStorageMetadata)
     }
-    with _single_process_is_meant():
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    _load(tensors, reader, folder, no_dist=True)
     return {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
