@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.head import Head, Result, hard_config, pipeline
 
 STEPS = 80
-# What the order of float sums does to the loss in 80 steps at a rate of .01: up to 1.1e-4 was seen. The same loss to 1e-5
+# What the order of float sums does to the loss in 80 steps at a rate of .01: 1.1e-4 was seen. The same loss to 1e-5
 # in the first 20 steps is for tests/train/test_world_sizes.py.
 ROUNDING = 1e-3
 

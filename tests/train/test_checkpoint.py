@@ -220,8 +220,9 @@ def test_one_process_without_a_group_saves_and_loads(tmp_path):
 
 def test_a_folder_that_is_not_empty_is_not_saved_into(tmp_path):
     (tmp_path / "old").write_text("x")
+    model = torch.nn.Linear(1, 1)
     with pytest.raises(AssertionError, match="not empty"):
-        save_sharded(torch.nn.Linear(1, 1), torch.optim.AdamW([torch.zeros(1)]), {}, tmp_path)
+        save_sharded(model, build_optimizer(model, TRAIN), {}, tmp_path)
 
 
 def digests_that_match(folder):
