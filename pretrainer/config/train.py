@@ -70,6 +70,18 @@ class TrainConfig:
     """Where the model runs; auto is cuda when the cluster has GPUs."""
     resize_stable_s: float = 60.0
     """An elastic run grows when more workers have been possible for this long; more after one that did not last."""
+    tensor_parallel: int = 1
+    """Ranks that share one replica's matrices."""
+    context_parallel: int = 1
+    """Ranks that share one row's tokens."""
+    shard_workers: int | None = None
+    """Ranks that one copy of the parameters is sharded over; all by default."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What of a block is made again in the backward pass instead of kept: nothing, the cheap operations, or all."""
+    compile: bool = False
+    """Compile every block."""
+    cpu_offload: bool = False
+    """Parameters, gradients and optimizer states live on the CPU."""
     cpus_per_worker: float = 0.5
     """CPUs that one trainer asks Ray for; on CPU keep them low enough that data has at least one whole CPU."""
     threads_per_worker: int | None = None

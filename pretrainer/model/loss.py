@@ -94,6 +94,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 gradient = _logit_gradient(logits, log_z, target, inside, z_loss).to(hidden.dtype)
                 by_hidden[cut] = torch.where(inside, gradient @ weight, 0.0)
                 by_weight += gradient.T @ h
+                del gradient
+            del logits  # else they stand beside those of the next chunk
         ctx.gradients, ctx.dtype = (by_hidden, by_weight), weight.dtype
         ctx.mark_non_differentiable(nll)
         return objective, nll

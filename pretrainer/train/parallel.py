@@ -23,9 +23,8 @@ from torch.distributed.fsdp import (
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.flops import check_exact_memory
 from pretrainer.model.loss import LossSettings
+from pretrainer.model.memory_plan import RESHARD_FROM_PARAMETERS
 from pretrainer.model.transformer import KVCache, Transformer
-
-RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
 
 
 def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:

@@ -1,0 +1,275 @@
+"""Bytes that a rank needs at the peak of a step, as a table; and what to change where they do not fit.
+
+A step has three moments at which it may need most: the loss (all activations and the logits), the backward pass of the
+last block (all activations and what that block makes on the way), and the update (all sharded gradients). Between the
+last two activations go and gradients come in proportion, so one of them is the peak. The plan is that of the largest.
+
+Not counted: the driver's context on a GPU, buffers of NCCL and what the allocator cannot use; `USABLE` leaves a tenth
+for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pretrainer.config import Config, ModelConfig
+from pretrainer.config.train import MOST_BFLOAT16_DECAY
+from pretrainer.errors import ConfigError
+from pretrainer.model.activations import Pass, activation_bytes, backward_bytes
+from pretrainer.model.flops import GIB, optimizer_state_bytes
+from pretrainer.model.loss import LossSettings, chunk_tokens
+from pretrainer.model.presets import block_parameters, parameter_count
+
+USABLE = 0.9
+RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
+
+# What torch says of a device's memory, in GiB; the first name found in the device's name counts, as in PEAK_FLOPS.
+# A name that stands for several sizes has the largest: only what fits into none of them is refused.
+DEVICE_GIB: dict[str, float] = {
+    "B200": 178.0,
+    "GH200": 139.0,
+    "H200": 139.0,
+    "H100 NVL": 93.0,
+    "H100": 79.0,
+    "H20": 95.0,
+    "A100-SXM4-40GB": 39.0,
+    "A100-PCIE-40GB": 39.0,
+    "A100-40G": 39.0,
+    "A100": 79.0,
+    "A800": 79.0,
+    "A40": 44.0,
+    "A30": 23.0,
+    "A10G": 22.0,
+    "A10": 22.0,
+    "L40S": 44.0,
+    "L40": 44.0,
+    "L4": 22.0,
+}
+
+
+def device_bytes(device_name: str) -> float | None:
+    """Memory of a device by its name (torch.cuda.get_device_name(), or Ray's accelerator type); None where unknown."""
+    return next((size * GIB for name, size in DEVICE_GIB.items() if name in device_name), None)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one rank at the moment of its step that needs most."""
+
+    moment: Literal["loss", "backward pass", "update"]
+    parameters: int  # this rank's float32 shards
+    gradients: int  # sharded, summed over micro-batches, and on their way from one to the other
+    optimizer: int
+    gathered: int  # whole parameters of the blocks at work, in the type of matrix products
+    activations: int
+    loss: int  # logits and gradients that the loss makes
+    host: int = 0  # beside those: on the CPU, with cpu_offload
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device."""
+        return sum(getattr(self, name) for name in PARTS)
+
+
+PARTS = ("parameters", "gradients", "optimizer", "gathered", "activations", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a step is laid over the ranks, beside its forward passes."""
+
+    run: Pass
+    micro_batches: int = 1  # forward passes of a rank in a step
+    shards: int = 1  # ranks that the parameters are cut over, tensor parallel ones not counted
+    optimizer: str = "adamw"
+    moments: Literal["float32", "bfloat16"] = "float32"
+    loss_chunk_tokens: int | None = None
+    cpu_offload: bool = False
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Parameters on one tensor parallel rank."""
+
+    block: int
+    root: int  # tables and final norm
+    blocks: int
+    largest: int  # tensor
+
+    @property
+    def all(self) -> int:
+        return self.root + self.blocks
+
+
+def _sizes(config: ModelConfig, vocab_size: int, tensor_parallel: int) -> _Sizes:
+    root = parameter_count(config, vocab_size) - config.layers * block_parameters(config)
+    block = -(-block_parameters(config) // tensor_parallel)
+    rows = max(vocab_size, max(1, config.moe.experts) * config.ffn_width // tensor_parallel)
+    return _Sizes(block, root, config.layers * block, rows * config.hidden)
+
+
+def _loss_bytes(config: ModelConfig, vocab_size: int, layout: Layout) -> int:
+    """What the loss makes at its widest; see loss.py."""
+    run, table = layout.run, vocab_size * config.hidden
+    chunk = chunk_tokens(LossSettings(layout.loss_chunk_tokens), vocab_size)
+    if run.tokens <= chunk:  # float32: log probabilities, their gradient, and that of the logits
+        return 12 * run.tokens * vocab_size
+    cast = 2 if run.half else 0
+    by_hidden, by_weight = run.element * run.tokens * config.hidden, 4 * table
+    # Logits in float32 beside their exponentials, or beside their gradient's cast and what a chunk adds to by_weight.
+    inside = max(8 * chunk * vocab_size, (4 + cast) * chunk * vocab_size + run.element * table)
+    return by_hidden + by_weight + inside + (cast * (table + run.tokens * config.hidden) if run.autocast else 0)
+
+
+def _scratch(layout: Layout, sizes: _Sizes) -> int:
+    """What the optimizer needs beside gradients and moments: torch's fused AdamW nothing, ours float32 copies."""
+    if layout.optimizer == "muon":
+        return 4 * layout.run.element * sizes.largest
+    return 12 * -(-sizes.largest // layout.shards) if layout.moments == "bfloat16" else 0
+
+
+def _state(config: ModelConfig, vocab_size: int, layout: Layout) -> int:
+    """Bytes of the moments on this rank."""
+    states = optimizer_state_bytes(config, vocab_size, layout.optimizer, layout.moments)
+    sizes = _sizes(config, vocab_size, layout.run.tensor_parallel)
+    share = sizes.all / parameter_count(config, vocab_size)
+    return -(-int(states * share) // layout.shards)
+
+
+def sharded_plan(config: ModelConfig, vocab_size: int, layout: Layout) -> MemoryPlan:
+    """Under FSDP2, with accumulation of unsharded gradients over micro-batches."""
+    run, sizes = layout.run, _sizes(config, vocab_size, layout.run.tensor_parallel)
+    shard = -(-4 * sizes.all // layout.shards)
+    summed = 4 * sizes.all if layout.micro_batches > 1 else 0
+    # Small models stay gathered; of others two blocks are, and the buffers that they arrive in.
+    keeps = parameter_count(config, vocab_size) <= RESHARD_FROM_PARAMETERS
+    at_work = run.element * (sizes.root + (sizes.blocks if keeps else 2 * min(2, config.layers) * sizes.block))
+    reduced = 8 * max(sizes.block, sizes.root)  # on their way into shards
+    held = dict(parameters=shard, optimizer=_state(config, vocab_size, layout))
+    plans = [
+        MemoryPlan(
+            "loss", gradients=summed, gathered=at_work, activations=activation_bytes(config, run),
+            loss=_loss_bytes(config, vocab_size, layout), **held,
+        ),
+        MemoryPlan(
+            "backward pass", gradients=summed + run.element * sizes.block, gathered=at_work,
+            activations=backward_bytes(config, run), loss=run.element * vocab_size * config.hidden, **held,
+        ),
+        MemoryPlan(
+            "update", gradients=shard + max(reduced, _scratch(layout, sizes)), gathered=run.element * sizes.root,
+            activations=0, loss=0, **held,
+        ),
+    ]  # fmt: skip
+    if layout.cpu_offload:
+        plans = [_offloaded(plan, shard) for plan in plans]
+    return max(plans, key=lambda plan: plan.total)
+
+
+def _offloaded(plan: MemoryPlan, shard: int) -> MemoryPlan:
+    """Shards of parameters, gradients and moments live on the host."""
+    gradients = plan.gradients - (shard if plan.moment == "update" else 0)
+    return replace(plan, parameters=0, optimizer=0, gradients=gradients, host=2 * shard + plan.optimizer)
+
+
+def exact_plan(config: ModelConfig, vocab_size: int, layout: Layout) -> MemoryPlan:
+    """In exact mode: a replica, float32 gradients and the int64 sum over slot blocks, whole on every rank."""
+    run, sizes = layout.run, _sizes(config, vocab_size, 1)
+    cast = 2 * sizes.all if run.half else 0
+    states = optimizer_state_bytes(config, vocab_size, layout.optimizer, layout.moments)
+    held = dict(parameters=4 * sizes.all, optimizer=states)
+    summed = (8 + (4 if layout.micro_batches > 1 else 0)) * sizes.all
+    largest = 16 * sizes.largest  # converted as a whole
+    plans = [
+        MemoryPlan(
+            "loss", gradients=summed, gathered=cast, activations=activation_bytes(config, run),
+            loss=_loss_bytes(config, vocab_size, layout), **held,
+        ),
+        MemoryPlan(
+            "backward pass", gradients=summed + 4 * sizes.block, gathered=cast,
+            activations=backward_bytes(config, run), loss=4 * vocab_size * config.hidden, **held,
+        ),
+        MemoryPlan("update", gradients=12 * sizes.all + largest, gathered=0, activations=0, loss=0, **held),
+    ]  # fmt: skip
+    return max(plans, key=lambda plan: plan.total)
+
+
+def layout_of(config: Config, workers: int, on_gpu: bool) -> Layout:
+    """How so many workers run the config, at its longest rows; precision auto is bfloat16 on GPUs."""
+    train, data = config.train, config.data
+    half = train.precision == "bfloat16" or (train.precision == "auto" and on_gpu)
+    longest = max(data.seq_len, *(segment.seq_len or 0 for segment in data.curriculum), 0)
+    rows = train.micro_batch_sequences or data.slot_sequences
+    ranks = max(1, workers // (train.tensor_parallel * train.context_parallel))  # that read slot blocks of their own
+    passes = data.slot_sequences // rows
+    return Layout(
+        run=Pass(
+            rows=max(1, rows * data.seq_len // longest),
+            seq_len=longest,
+            half=half,
+            autocast=train.exact,
+            device="cuda" if on_gpu else "cpu",
+            documents=config.model.document_mask,
+            checkpointing=train.activation_checkpointing,
+            tensor_parallel=train.tensor_parallel,
+            context_parallel=train.context_parallel,
+        ),
+        # In exact mode gradients are those of one slot block at a time.
+        micro_batches=passes if train.exact else passes * -(-config.slot_blocks_per_step // ranks),
+        shards=train.shard_workers or max(1, workers // train.tensor_parallel),
+        optimizer=train.optimizer,
+        moments=train.optimizer_state,
+        loss_chunk_tokens=train.loss_chunk_tokens,
+        cpu_offload=train.cpu_offload,
+    )
+
+
+def memory_plan(config: Config, vocab_size: int, workers: int, on_gpu: bool) -> MemoryPlan:
+    """Of each of so many workers."""
+    plan = exact_plan if config.train.exact else sharded_plan
+    return plan(config.model, vocab_size, layout_of(config, workers, on_gpu))
+
+
+def remedies(config: Config, workers: int) -> Iterator[tuple[str, Config, int]]:
+    """What makes a step smaller, cheapest first: (words, the config with it, its workers)."""
+
+    def changed(**fields: Any) -> Config:
+        return replace(config, train=replace(config.train, **fields))
+
+    train, rows = config.train, config.train.micro_batch_sequences or config.data.slot_sequences
+    order = ("none", "selective", "full")
+    for kind in order[order.index(train.activation_checkpointing) + 1 :]:
+        yield f"train.activation_checkpointing={kind}", changed(activation_checkpointing=kind), workers
+    if rows > 1:
+        fewer = max(part for part in range(1, rows) if config.data.slot_sequences % part == 0)
+        for part in sorted({fewer, 1}, reverse=True):
+            yield f"train.micro_batch_sequences={part}", changed(micro_batch_sequences=part), workers
+    if not train.exact and train.shard_workers is None and 2 * workers <= config.slot_blocks_per_step:
+        yield f"train.num_workers={2 * workers}", changed(num_workers=2 * workers), 2 * workers
+    if not train.exact and workers % (2 * train.tensor_parallel * train.context_parallel) == 0:
+        split = 2 * train.tensor_parallel
+        yield f"train.tensor_parallel={split}", changed(tensor_parallel=split), workers
+    if train.optimizer_state == "float32" and max(train.beta1, train.beta2, train.muon_momentum) <= MOST_BFLOAT16_DECAY:
+        yield "train.optimizer_state=bfloat16", changed(optimizer_state="bfloat16"), workers
+
+
+def check_memory(config: Config, vocab_size: int, workers: int, on_gpu: bool, there: float, where: str) -> None:
+    """Raise ConfigError, with what each remedy would need, when a worker's step does not fit into so many bytes."""
+    needs = memory_plan(config, vocab_size, workers, on_gpu).total
+    if needs <= USABLE * there:
+        return
+    others = [
+        f"{words} ({memory_plan(other, vocab_size, count, on_gpu).total / GIB:.2f} GiB)"
+        for words, other, count in remedies(config, workers)
+    ]
+    raise ConfigError(
+        f"a step needs about {needs / GIB:.2f} GiB on each of {workers} workers, and {where} has {there / GIB:.2f} "
+        f"GiB, of which {USABLE:.0%} can be used: {', or '.join([*others, 'a smaller model'])}"
+    )
+
+
+def plan_table(plan: MemoryPlan) -> list[tuple[str, str]]:
+    """(part, its size in words), the total last; parts that need nothing are left out."""
+    rows = [(f"- {name}", f"{getattr(plan, name) / GIB:8.3f} GiB") for name in PARTS if getattr(plan, name)]
+    return [*rows, *([("- on the host", f"{plan.host / GIB:8.3f} GiB")] if plan.host else [])]
