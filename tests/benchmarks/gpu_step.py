@@ -158,7 +158,9 @@ def seconds_of(step: Callable[[], object], steps: int, device: torch.device) -> 
     return times
 
 
-def measure(row: Row, model_config: ModelConfig, train: TrainConfig, steps: int, device: torch.device) -> dict[str, Any]:
+def measure(
+    row: Row, model_config: ModelConfig, train: TrainConfig, steps: int, device: torch.device
+) -> dict[str, Any]:
     """Numbers of one row."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -222,6 +224,12 @@ def shown(value: Any, style: str) -> str:
     return "-" if value is None else format(value, style)
 
 
+HEAD = (
+    f"{'row':<16}{'M params':>9}{'layers':>8}{'step ms':>10}{'tokens/s':>12}{'MFU':>8}"
+    f"{'peak GiB':>10}{'plan GiB':>10}{'ratio':>8}"
+)
+
+
 def line(name: str, found: dict[str, Any]) -> str:
     if "step_s" not in found:
         return f"{name:<16}" + (found.get("error") or f"{found['not_there']} is not there")
@@ -252,8 +260,7 @@ def main() -> None:
         torch.compiler.set_stance("force_eager")
         torch.set_num_threads(1)
     dist.init_process_group("gloo" if options.tiny else "nccl", store=dist.HashStore(), rank=0, world_size=1)
-    print(f"{'row':<16}{'M params':>9}{'layers':>8}{'step ms':>10}{'tokens/s':>12}{'MFU':>8}{'peak GiB':>10}{'plan GiB':>10}"
-          f"{'ratio':>8}", flush=True)  # fmt: skip
+    print(HEAD, flush=True)
     results: dict[str, dict[str, Any]] = {}
     for row in ROWS:
         if row.name in options.rows.split(","):
