@@ -22,7 +22,7 @@ from pretrainer.model.memory_plan import check_memory, device_bytes, memory_plan
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store, redact
 from pretrainer.train.optimizer import check_optimizer
-from pretrainer.train.resize import useful_sizes
+from pretrainer.train.resize import sizes_of
 from pretrainer.train.schedule import check_schedule
 
 BLOCKS_PER_S_OF_A_SPLIT = 100  # measured: one split deals about 220 blocks/s on 2 cores
@@ -183,7 +183,7 @@ def _training_rows(config: Config, cluster: Cluster, vocab_size: int) -> list[Ro
     plan = memory_plan(config, vocab_size, lo, device == "GPU")
     return [
         ("batch", f"{blocks} slot blocks of {data.slot_sequences} x {data.seq_len} tokens"),
-        ("workers", f"{lo} to {hi}, useful sizes {useful_sizes(blocks, lo, hi)}" if lo != hi else fixed),
+        ("workers", f"{lo} to {hi}, useful sizes {sizes_of(config)}" if lo != hi else fixed),
         ("memory", f"about {plan.total / GIB:.2f} GiB per worker of {lo} at the peak of a step, the {plan.moment}"),
         *plan_table(plan),
     ]

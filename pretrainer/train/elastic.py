@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-from pretrainer.train.resize import GrowthGate, best_size, useful_sizes
+from pretrainer.train.resize import GrowthGate, best_size
 
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
 
@@ -52,7 +52,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         self,
         scaling_config: Any,
         reservation: str,
-        blocks_per_step: int,
+        sizes: list[int],
         stable_s: float,
         data_cpus: float,
         recorder: Any,
@@ -60,7 +60,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
     ) -> None:
         super().__init__(scaling_config)
         self.reservation = reservation
-        self.sizes = useful_sizes(blocks_per_step, scaling_config.min_workers, scaling_config.max_workers)
+        self.sizes = sizes
         self.gate = GrowthGate(stable_s)
         self.data_cpus, self.recorder, self.committed = data_cpus, recorder, committed
 

@@ -13,15 +13,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrainer.config import Config
+
 BACKOFF_LIMIT = 64
 """`stable_s` is doubled after each growth that did not last, up to this factor."""
 
 
-def useful_sizes(blocks_per_step: int, smallest: int, largest: int) -> list[int]:
-    """World sizes from smallest to largest with fewer rounds per step than the one below; the smallest counts."""
-    rounds = [-(-blocks_per_step // size) for size in range(smallest, largest + 1)]
+def useful_sizes(blocks_per_step: int, smallest: int, largest: int, team: int = 1, multiple: int = 1) -> list[int]:
+    """World sizes from smallest to largest with fewer rounds per step than the one below; the smallest counts.
+
+    A team of ranks trains on the same slot blocks, and a size is a multiple of `multiple`, as the smallest is.
+    """
+    sizes = range(smallest, largest + 1, multiple)
+    rounds = [-(-blocks_per_step // (size // team)) for size in sizes]
     below = [rounds[0] + 1, *rounds]
-    return [smallest + i for i, count in enumerate(rounds) if count < below[i]]
+    return [size for size, count, before in zip(sizes, rounds, below, strict=False) if count < before]
+
+
+def sizes_of(config: Config) -> list[int]:
+    """The useful sizes of an elastic run."""
+    train, (lo, hi) = config.train, config.train.worker_range
+    return useful_sizes(config.slot_blocks_per_step, lo, hi, train.workers_per_stream, train.worker_multiple)
 
 
 def best_size(sizes: list[int], possible: int) -> int | None:

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,8 @@ from torch.distributed.tensor import DTensor
 
 from pretrainer.model.balance import GroupCounts
 from pretrainer.model.loss import IGNORE, Loss, LossSettings, chunk_tokens, chunked_loss, whole_loss
-from pretrainer.model.transformer import Transformer
+from pretrainer.model.ring import Ring
+from pretrainer.model.transformer import Transformer, logits
 from pretrainer.train.experts import (
     auxiliary_loss,
     balance_experts,
@@ -34,7 +35,7 @@ from pretrainer.train.experts import (
 
 __all__ = [
     "IGNORE", "MicroBatch", "StepResult", "accumulate_gradients", "all_reduce_sum", "apply_gradient", "batch_loss",
-    "dropout_seed", "gradient_norm", "nll_sum", "train_step",
+    "dropout_seed", "gradient_norm", "nll_sum", "token_group", "train_step",
 ]  # fmt: skip
 
 
@@ -48,6 +49,7 @@ class MicroBatch:
     document_ids: Tensor | None  # [b, S] int64, or None where every row may attend to all of itself
     seed: int = 0  # of dropout
     slot_block: int = 0  # its number in the run; a slot block's micro-batches follow each other on one rank
+    ring: Ring | None = None  # then the others are this rank's part of the rows, but document_ids are whole
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,19 @@ def dropout_seed(run_seed: int, step: int, slot_block: int, micro_batch: int) ->
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
 
-def all_reduce_sum(values: Sequence[float], device: torch.device | str) -> list[float]:
-    """Sums over the ranks as float64, exact for integers up to 2**53; without a process group the values themselves."""
+def token_group(model: nn.Module) -> dist.ProcessGroup | None:
+    """The ranks whose tokens differ, for sums over tokens; None for all ranks (see layout.py)."""
+    return getattr(model, "token_group", None)
+
+
+def all_reduce_sum(
+    values: Sequence[float], device: torch.device | str, group: dist.ProcessGroup | None = None
+) -> list[float]:
+    """Sums over the ranks (of the group) as float64, exact for integers up to 2**53; without a process group the
+    values themselves."""
     total = torch.tensor(values, dtype=torch.float64, device=device)
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
     return total.tolist()
 
 
@@ -81,10 +91,15 @@ def batch_loss(model: nn.Module, batch: MicroBatch, live: bool = True) -> Loss:
     """
     settings = getattr(model, "loss_settings", LossSettings())
     arguments = batch.inputs, batch.positions, batch.document_ids
-    if isinstance(model, Transformer) and batch.targets.numel() > chunk_tokens(settings, model.vocab_size):
-        chunked = partial(chunked_loss, targets=batch.targets, live=live, settings=settings)
-        return model(*arguments, None, chunked)
-    return whole_loss(model(*arguments), batch.targets, live, settings.z_loss)
+    if not isinstance(model, Transformer):
+        return whole_loss(model(*arguments), batch.targets, live, settings.z_loss)
+
+    def loss(hidden: Tensor, weight: Tensor) -> Any:
+        if isinstance(weight, DTensor) or batch.targets.numel() > chunk_tokens(settings, model.vocab_size):
+            return chunked_loss(hidden, weight, batch.targets, live, settings)
+        return whole_loss(logits(hidden, weight), batch.targets, live, settings.z_loss)
+
+    return model(*arguments, None, loss, batch.ring)
 
 
 def nll_sum(model: nn.Module, batch: MicroBatch, live: bool = True) -> Tensor:
@@ -117,8 +132,8 @@ def _slot_block_counts(model: nn.Module, runs: Sequence[tuple[MicroBatch, bool]]
     tokens: dict[int, Tensor] = {}
     for batch, live in runs:  # dummies too: sharded models gather their parameters in step
         torch.manual_seed(batch.seed)
-        model(batch.inputs, batch.positions, batch.document_ids, None, _states)
-        counts, number = routed_counts(model, (batch.targets != IGNORE) & live), batch.slot_block
+        model(batch.inputs, batch.positions, batch.document_ids, None, _states, batch.ring)
+        counts, number = routed_counts(model, (batch.targets != IGNORE) & live, batch.ring), batch.slot_block
         chosen[number] = chosen.get(number, 0) + counts.chosen
         tokens[number] = tokens.get(number, 0) + counts.tokens
     return [GroupCounts(chosen[batch.slot_block], tokens[batch.slot_block]) for batch, _live in runs]
@@ -136,7 +151,7 @@ def accumulate_gradients(model: nn.Module, batches: Sequence[MicroBatch], dummie
         _sync_on(model, index == len(runs) - 1)
         torch.manual_seed(batch.seed)
         loss = batch_loss(model, batch, live)
-        auxiliary = auxiliary_loss(model, (batch.targets != IGNORE) & live, counts)
+        auxiliary = auxiliary_loss(model, (batch.targets != IGNORE) & live, counts, batch.ring)
         ((loss.objective if auxiliary is None else loss.objective + auxiliary) / denominator).backward()
         total += loss.nll
     return total
@@ -166,7 +181,7 @@ def train_step(
     """
     denominator = float(max(1, global_targets))
     local = accumulate_gradients(model, batches, dummies, denominator)
-    (nll,) = all_reduce_sum([local.item()], local.device)
+    (nll,) = all_reduce_sum([local.item()], local.device, token_group(model))
     return apply_gradient(model, optimizer, nll / denominator, learning_rate, clip_norm)
 
 

@@ -24,16 +24,18 @@ from torch import nn
 from pretrainer.config import Config
 from pretrainer.errors import DamagedError, PretrainerError, StreamError, find_cause
 from pretrainer.model.generate import generate_in_lockstep
+from pretrainer.model.ring import Ring
 from pretrainer.model.transformer import init_weights
 from pretrainer.schema import Batch, from_ipc
 from pretrainer.storage import Store
 from pretrainer.train import batch as slots
 from pretrainer.train.audit import Audit
-from pretrainer.train.blocks import BlockSource
+from pretrainer.train.blocks import open_blocks
 from pretrainer.train.checkpoint import load_sharded, save_sharded
 from pretrainer.train.committed import folder_name, keep_snapshot, remove_uncommitted
 from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic
+from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.memory import keep_freed_memory
 from pretrainer.train.objective import how_of, lesson, target_bytes
 from pretrainer.train.optimizer import build_optimizer
@@ -97,7 +99,9 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     _set_threads(config)
     if device.type == "cpu":
         keep_freed_memory()
-    model = build_model(config.model, spec.vocab_size, config.train, device)
+    ranks = Ranks(Layout.of(config.train, world), device.type)
+    layout, ring = ranks.layout, Ring.of(ranks.ring)
+    model = build_model(config.model, spec.vocab_size, config.train, device, ranks)
     optimizer = build_optimizer(model, config.train)
     state = _restore(spec, model, optimizer)
     is_new = state is None
@@ -106,17 +110,17 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         state = TrainState(fingerprint=spec.fingerprint)
     reporter = Reporter(spec, rank, world, device, phases)
     reporter.start(state, import_s)
-    held_out = load_held_out(spec, device)
+    held_out = load_held_out(spec, device, ring)
     audit = Audit.begin(spec, rank, world, state.step)
     if rank == 0:
         remove_uncommitted(Store(spec.run_uri), audit.attempt)
     if is_new:  # never a committed step again: Ray would keep it twice and fail when it deletes it the second time
         _save(spec, model, optimizer, state, audit, phases)
-        reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
+        reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     total, end, every = config.total_steps, spec.end_step, config.train
     if state.step == total:  # the driver was lost between the last checkpoint and the summary
-        reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
-    blocks = BlockSource(spec, rank, world, state.step, phases)
+        reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
+    blocks = open_blocks(spec, ranks, rank, state.step, phases)
     watch = PreemptionWatch(rank)
     block_sum = BlockSum(model, config.slot_blocks_per_step, every.global_batch_tokens) if every.exact else None
     stop = False
@@ -124,10 +128,11 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         step = state.step
         mine, wait_s = blocks.take(step)
         phases.enter("agree", step)
-        prepared = [_prepare(spec, step, number, batch, device) for number, batch in mine]
+        prepared = [_prepare(spec, step, number, batch, device, ring) for number, batch in mine]
         counts = [sum(p.targets for p in prepared), blocks.missing(step, mine)]
         asked = [reporter.stop_requested, reporter.checkpoint_requested, watch.due()]
         targets, missing, stops, wanted, look = all_reduce_sum([*counts, *asked], device)
+        targets = int(targets) // layout.team  # every rank of a team counted them
         phases.enter("step", step)
         if missing:
             reporter.exhausted(state)
@@ -135,18 +140,19 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         rate = learning_rate(config.train, step, total)
         by_block = [p.micro_batches for p in prepared]
         if block_sum is not None:
-            result = exact_train_step(model, optimizer, by_block, int(targets), rate, every.clip_norm, block_sum)
+            result = exact_train_step(model, optimizer, by_block, targets, rate, every.clip_norm, block_sum)
         else:
             micro = [one for several in by_block for one in several]
-            most = slots.max_blocks(step, config.slot_blocks_per_step, world) * len(by_block[0])
-            result = train_step(model, optimizer, micro, most - len(micro), int(targets), rate, every.clip_norm)
-        audit.add(step, mine, [p.tokens for p in prepared], result)
+            most = slots.max_blocks(step, config.slot_blocks_per_step, layout.streams) * len(by_block[0])
+            result = train_step(model, optimizer, micro, most - len(micro), targets, rate, every.clip_norm)
+        if layout.reads(rank):
+            audit.add(step, mine, [p.tokens for p in prepared], result)
         state.step, state.tokens = step + 1, state.tokens + config.train.global_batch_tokens
-        reporter.step(state, result, rate, int(targets), wait_s)
+        reporter.step(state, result, rate, targets, wait_s)
         stop = stops > 0
         last = stop or state.step == end
         if state.step % every.validate_every_steps == 0 or last:
-            reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
+            reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
         samples = state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last
         if samples and config.model.causal:  # a model that reads in both directions has no next token
             phases.enter("sample", state.step)
@@ -192,7 +198,9 @@ class _Prepared(NamedTuple):
     targets: int
 
 
-def _prepare(spec: WorkerSpec, step: int, number: int, batch: Batch, device: torch.device) -> _Prepared:
+def _prepare(
+    spec: WorkerSpec, step: int, number: int, batch: Batch, device: torch.device, ring: Ring | None
+) -> _Prepared:
     config = spec.config
     tokens, learned = slots.to_tensor(batch, device), lesson(batch, number, how_of(config, spec.mask_vocabulary))
     micro = slots.micro_batches(
@@ -204,6 +212,7 @@ def _prepare(spec: WorkerSpec, step: int, number: int, batch: Batch, device: tor
         step=step,
         slot_block=number,
         learned=learned,
+        ring=ring,
     )
     return _Prepared(tokens, micro, learned.targets)
 
@@ -247,23 +256,27 @@ def _restore(spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimize
     return state
 
 
-def load_held_out(spec: WorkerSpec, device: torch.device) -> dict[str, list[MicroBatch]]:
-    """Held-out micro-batches by source; the same list on every rank."""
+def load_held_out(spec: WorkerSpec, device: torch.device, ring: Ring | None) -> dict[str, list[MicroBatch]]:
+    """Held-out micro-batches by source; the same list on every rank, or on each its part of the rows."""
     config, out = spec.config, {}
     for source in config.data.sources:
         table = from_ipc(Store(spec.data_uri).read(f"held_out/{source.name}.arrow"))
         batches = [Batch.from_row(row, spec.held_out_seq_len) for row in table.to_pylist()]
         out[source.name] = [
-            micro for b in batches if b.lengths.any() for micro in _prepare(spec, 0, b.block, b, device).micro_batches
+            micro
+            for b in batches
+            if b.lengths.any()
+            for micro in _prepare(spec, 0, b.block, b, device, ring).micro_batches
         ]
     return out
 
 
 def validate(
-    spec: WorkerSpec, model: nn.Module, held_out: dict[str, list[MicroBatch]], rank: int, world: int, phases: Phases,
-    step: int,
+    spec: WorkerSpec, model: nn.Module, held_out: dict[str, list[MicroBatch]], layout: Layout, rank: int,
+    phases: Phases, step: int,
 ) -> dict[str, Evaluation]:  # fmt: skip
     """Held-out loss by source; of masked tokens, bits per byte are estimated from their share."""
     phases.enter("validate", step)
     text_bytes = {name: target_bytes(spec.config.train, size) for name, size in spec.held_out_bytes.items()}
-    return {name: evaluate(model, batches, text_bytes[name], rank, world) for name, batches in held_out.items()}
+    stream, streams = layout.stream_rank(rank), layout.streams
+    return {name: evaluate(model, batches, text_bytes[name], stream, streams) for name, batches in held_out.items()}

@@ -59,3 +59,24 @@ def test_every_world_size_trains_the_same_batches(head: Head, config: Path, alon
     assert result.summary["order_digest"] == alone.summary["order_digest"]
     assert {line["world_size"] for line in ours} == {workers}
     assert result.summary["val_loss"] == pytest.approx(alone.summary["val_loss"], rel=1e-4)
+
+
+TEAMS = {"cp-2": ["train.context_parallel=2"], "tp-2": ["train.tensor_parallel=2", "model.kv_heads=2"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("team", TEAMS)
+def test_a_team_of_workers_trains_the_same_batches_together(
+    head: Head, config: Path, alone: Result, team: str
+) -> None:
+    """Two teams of two workers each; a team's second worker reads nothing from the stream."""
+    name = f"run.name={team}"
+    arguments = ["--config", str(config), name, "train.num_workers=4", *TEAMS[team]]
+    result = pipeline("pretrain", *arguments, env=head.env, timeout_s=400)
+    assert result.code == 0, result.out + result.err
+    assert [line["digest"] for line in audit(config, team)] == [line["digest"] for line in audit(config, "w1")]
+    assert result.summary["order_digest"] == alone.summary["order_digest"]
+    if team == "cp-2":  # the same model
+        assert result.summary["val_loss"] == pytest.approx(alone.summary["val_loss"], rel=1e-4)
+    verdict = pipeline("verify", str(config.parent / "runs" / team))
+    assert verdict.code == 0, verdict.out + verdict.err

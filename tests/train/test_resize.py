@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrainer.train.resize import BACKOFF_LIMIT, GrowthGate, best_size, useful_sizes
+from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
+from pretrainer.train.resize import BACKOFF_LIMIT, GrowthGate, best_size, sizes_of, useful_sizes
 
 
 @given(st.integers(1, 200), st.integers(1, 200))
@@ -21,6 +22,16 @@ def test_useful_sizes_of_eight_blocks() -> None:
     assert useful_sizes(8, 1, 8) == [1, 2, 3, 4, 8]
     assert useful_sizes(8, 1, 5) == [1, 2, 3, 4]
     assert useful_sizes(8, 5, 7) == [5]  # the smallest allowed one, useful or not
+
+
+def test_useful_sizes_of_teams() -> None:
+    """A team counts once, and sizes are whole groups of workers."""
+    assert useful_sizes(8, 2, 16, team=2, multiple=2) == [2, 4, 6, 8, 16]
+    assert useful_sizes(8, 4, 16, team=1, multiple=4) == [4, 8]
+    train = TrainConfig(steps=1, num_workers=(8, 16), global_batch_tokens=8192, tensor_parallel=2, shard_workers=4)
+    source = SourceConfig(name="text", uris="*.txt", preset="none")
+    config = Config(data=DataConfig(sources=(source,), seq_len=128, slot_sequences=8), train=train)
+    assert sizes_of(config) == [8, 16]
 
 
 @pytest.mark.parametrize(("possible", "size"), [(0, None), (1, 1), (3, 3), (7, 4), (8, 8), (99, 8)])
