@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrainer.config import ModelConfig
+from pretrainer.model.masks import FLEX_HEAD_WIDTH
 
 Checkpointing = Literal["none", "selective", "full"]
 Device = Literal["cpu", "cuda"]
@@ -78,11 +79,16 @@ def _dropout(config: ModelConfig, run: Pass) -> int:
     return each * config.hidden if config.dropout else 0
 
 
+def _is_flex(config: ModelConfig, run: Pass) -> bool:
+    """Whether attention with a mask is FlexAttention."""
+    return run.device == "cuda" and config.width_per_head >= FLEX_HEAD_WIDTH
+
+
 def _mask(config: ModelConfig, run: Pass, layer: int) -> int:
     """Of attention's dense mask, which a block keeps in the type of its scores; FlexAttention has none."""
     window, alibi = config.window(layer), config.positions == "alibi"
     needed = run.documents or alibi or (window is not None and window < run.seq_len)
-    if not needed or (run.device == "cuda" and config.width_per_head >= 16):
+    if not needed or run.context_parallel > 1 or _is_flex(config, run):
         return 0
     each = run.element * run.seq_len * (config.heads if alibi else 1)
     # Without documents all rows share one. ALiBi's has float32 already, and blocks which look alike share that.
@@ -90,15 +96,34 @@ def _mask(config: ModelConfig, run: Pass, layer: int) -> int:
     return each * kinds // (config.layers * (1 if run.documents else run.rows))
 
 
+def _widths(config: ModelConfig, run: Pass) -> tuple[int, int, int]:
+    """(queries N D, keys or values M D, heads N) on one tensor parallel rank."""
+    queries, keys = config.heads * config.width_per_head, config.num_kv_heads * config.width_per_head
+    return queries // run.tensor_parallel, keys // run.tensor_parallel, config.heads // run.tensor_parallel
+
+
+def _kernel(config: ModelConfig, run: Pass) -> int:
+    """Of the attention kernel for one token: queries, keys, values, output, log-sum-exp; in a ring of each round."""
+    queries, keys, heads = _widths(config, run)
+    if run.context_parallel == 1:
+        return run.element * 2 * (queries + keys) + 4 * heads
+    rounds, merges = run.context_parallel, (run.context_parallel - 1) * (8 * queries + 8 * heads)
+    if _is_flex(config, run):
+        each = run.element * (2 * keys + queries) + 4 * heads
+        return run.element * 2 * queries + rounds * each + merges
+    # On the CPU: queries, keys and values of every head in float32, scores twice, and the mask.
+    seen = -(-run.seq_len // rounds)
+    return run.element * queries + rounds * (12 * queries + (8 * heads + 1) * seen + 4 * heads) + merges
+
+
 def attention_bytes(config: ModelConfig, run: Pass, layer: int) -> int:
     """Of an attention layer for one token, from what its norm gave to what it adds."""
-    queries = config.heads * config.width_per_head // run.tensor_parallel
-    keys = config.num_kv_heads * config.width_per_head // run.tensor_parallel
-    heads = (config.heads + config.num_kv_heads) // run.tensor_parallel
-    kernel = run.element * (2 * queries + 2 * keys) + 4 * (config.heads // run.tensor_parallel)
+    queries, keys, heads = _widths(config, run)
+    vectors = heads + config.num_kv_heads // run.tensor_parallel
     # Norms of queries and keys read the products' outputs; what they give is rotated into tensors of their own.
-    norms = _norm(config, run, "rmsnorm", queries + keys, heads, run.element) if config.qk_norm else 0
-    return _into_products(run, config.hidden, 3) + norms + kernel + _mask(config, run, layer) + _dropout(config, run)
+    norms = _norm(config, run, "rmsnorm", queries + keys, vectors, run.element) if config.qk_norm else 0
+    inside = norms + _kernel(config, run) + _mask(config, run, layer)
+    return _into_products(run, config.hidden, 3) + inside + _dropout(config, run)
 
 
 def _inner(config: ModelConfig, width: int) -> int:
@@ -132,17 +157,25 @@ def block_bytes(config: ModelConfig, run: Pass, layer: int) -> int:
     return _norms(config, run) + attention_bytes(config, run, layer) + ffn_bytes(config, run)
 
 
+def _products(config: ModelConfig, run: Pass) -> list[int]:
+    """Bytes that each matrix product of a block gives for one token, in the order of the forward pass."""
+    queries, keys, _heads = _widths(config, run)
+    width, hidden, moe = config.ffn_width // run.tensor_parallel, config.hidden, config.moe
+    inner = [width] * (2 if config.gated else 1)
+    attention, dense = [queries, keys, keys, hidden], [*inner, hidden]
+    if not moe.experts:
+        return [run.element * each for each in attention + dense]
+    shared = [*([moe.shared_experts * width] * len(inner)), hidden] if moe.shared_experts else []
+    routed = [run.element * moe.top_k * each for each in dense]
+    if run.device == "cpu":  # a product for every expert, of which every second one is kept
+        routed = [each // 2 for each in routed for _ in range(2)]
+    return [*(run.element * each for each in attention), 4 * moe.experts, *routed, *(run.element * e for e in shared)]
+
+
 def kept_outputs(config: ModelConfig, run: Pass) -> int:
-    """checkpointing=selective: of a block for one token, its input and what matrix products and attention gave."""
-    queries = config.heads * config.width_per_head // run.tensor_parallel
-    keys = config.num_kv_heads * config.width_per_head // run.tensor_parallel
-    width, first, moe = config.ffn_width // run.tensor_parallel, 2 if config.gated else 1, config.moe
-    attention = 2 * queries + 2 * keys + config.hidden  # q, k, v, attention, o
-    ffn = first * width + config.hidden
-    if moe.experts:
-        ffn = moe.top_k * ffn + (moe.shared_experts * first * width + config.hidden if moe.shared_experts else 0)
-    scores = 4 * (config.heads // run.tensor_parallel)
-    return run.stream * config.hidden + run.element * (attention + ffn) + scores
+    """checkpointing=selective: what attention and every second matrix product gave, for one token."""
+    queries, _keys, heads = _widths(config, run)
+    return sum(_products(config, run)[::2]) + run.element * queries + 4 * heads
 
 
 def kept_bytes(config: ModelConfig, run: Pass, layer: int) -> int:
@@ -150,7 +183,8 @@ def kept_bytes(config: ModelConfig, run: Pass, layer: int) -> int:
     if run.checkpointing == "none":
         return block_bytes(config, run, layer)
     routing = 4 * config.moe.experts + 8 * config.moe.top_k if config.moe.experts else 0  # a block gives it away
-    return routing + (run.stream * config.hidden if run.checkpointing == "full" else kept_outputs(config, run))
+    selected = kept_outputs(config, run) if run.checkpointing == "selective" else 0
+    return routing + run.stream * config.hidden + selected
 
 
 def _first_bytes(config: ModelConfig, run: Pass) -> int:
@@ -183,8 +217,5 @@ def backward_bytes(config: ModelConfig, run: Pass) -> int:
     inside = 2 * width if config.gated else width
     if config.moe.experts:
         inside = config.moe.top_k * (inside - hidden)  # what the experts gave is free by then
-    # Context parallel ranks hold a block's keys and values of the whole row, and their gradients.
-    ring = 4 * config.num_kv_heads * config.width_per_head // run.tensor_parallel * run.context_parallel
-    inside = max(0, inside) + (ring if run.context_parallel > 1 else 0)
-    working = max(0, again) + run.element * inside + run.stream * hidden - _last_bytes(config, run)
+    working = max(0, again) + run.element * max(0, inside) + run.stream * hidden - _last_bytes(config, run)
     return activation_bytes(config, run) + run.tokens * working

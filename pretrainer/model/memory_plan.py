@@ -11,11 +11,11 @@ for them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pretrainer.config import Config, ModelConfig
-from pretrainer.config.train import MOST_BFLOAT16_DECAY
 from pretrainer.errors import ConfigError
 from pretrainer.model.activations import Pass, activation_bytes, backward_bytes
 from pretrainer.model.flops import GIB, optimizer_state_bytes
@@ -77,7 +77,7 @@ PARTS = ("parameters", "gradients", "optimizer", "gathered", "activations", "los
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class StepSetup:
     """How a step is laid over the ranks, beside its forward passes."""
 
     run: Pass
@@ -104,18 +104,19 @@ class _Sizes:
 
 
 def _sizes(config: ModelConfig, vocab_size: int, tensor_parallel: int) -> _Sizes:
-    root = parameter_count(config, vocab_size) - config.layers * block_parameters(config)
+    root = -(-(parameter_count(config, vocab_size) - config.layers * block_parameters(config)) // tensor_parallel)
     block = -(-block_parameters(config) // tensor_parallel)
-    rows = max(vocab_size, max(1, config.moe.experts) * config.ffn_width // tensor_parallel)
-    return _Sizes(block, root, config.layers * block, rows * config.hidden)
+    rows = max(vocab_size, max(1, config.moe.experts) * config.ffn_width)
+    return _Sizes(block, root, config.layers * block, rows * config.hidden // tensor_parallel)
 
 
-def _loss_bytes(config: ModelConfig, vocab_size: int, layout: Layout) -> int:
+def _loss_bytes(config: ModelConfig, vocab_size: int, setup: StepSetup) -> int:
     """What the loss makes at its widest; see loss.py."""
-    run, table = layout.run, vocab_size * config.hidden
-    chunk = chunk_tokens(LossSettings(layout.loss_chunk_tokens), vocab_size)
-    if run.tokens <= chunk:  # float32: log probabilities, their gradient, and that of the logits
-        return 12 * run.tokens * vocab_size
+    run, chunk = setup.run, chunk_tokens(LossSettings(setup.loss_chunk_tokens), vocab_size)
+    if run.tokens <= chunk and run.tensor_parallel == 1:
+        return 12 * run.tokens * vocab_size  # float32: log probabilities, their gradient, and that of the logits
+    chunk, vocab_size = min(chunk, run.tokens), -(-vocab_size // run.tensor_parallel)
+    table = vocab_size * config.hidden
     cast = 2 if run.half else 0
     by_hidden, by_weight = run.element * run.tokens * config.hidden, 4 * table
     # Logits in float32 beside their exponentials, or beside their gradient's cast and what a chunk adds to by_weight.
@@ -123,46 +124,47 @@ def _loss_bytes(config: ModelConfig, vocab_size: int, layout: Layout) -> int:
     return by_hidden + by_weight + inside + (cast * (table + run.tokens * config.hidden) if run.autocast else 0)
 
 
-def _scratch(layout: Layout, sizes: _Sizes) -> int:
+def _scratch(setup: StepSetup, sizes: _Sizes) -> int:
     """What the optimizer needs beside gradients and moments: torch's fused AdamW nothing, ours float32 copies."""
-    if layout.optimizer == "muon":
-        return 4 * layout.run.element * sizes.largest
-    return 12 * -(-sizes.largest // layout.shards) if layout.moments == "bfloat16" else 0
+    if setup.optimizer == "muon":
+        return 4 * setup.run.element * sizes.largest
+    return 12 * -(-sizes.largest // setup.shards) if setup.moments == "bfloat16" else 0
 
 
-def _state(config: ModelConfig, vocab_size: int, layout: Layout) -> int:
+def _state(config: ModelConfig, vocab_size: int, setup: StepSetup) -> int:
     """Bytes of the moments on this rank."""
-    states = optimizer_state_bytes(config, vocab_size, layout.optimizer, layout.moments)
-    sizes = _sizes(config, vocab_size, layout.run.tensor_parallel)
+    states = optimizer_state_bytes(config, vocab_size, setup.optimizer, setup.moments)
+    sizes = _sizes(config, vocab_size, setup.run.tensor_parallel)
     share = sizes.all / parameter_count(config, vocab_size)
-    return -(-int(states * share) // layout.shards)
+    return -(-int(states * share) // setup.shards)
 
 
-def sharded_plan(config: ModelConfig, vocab_size: int, layout: Layout) -> MemoryPlan:
+def sharded_plan(config: ModelConfig, vocab_size: int, setup: StepSetup) -> MemoryPlan:
     """Under FSDP2, with accumulation of unsharded gradients over micro-batches."""
-    run, sizes = layout.run, _sizes(config, vocab_size, layout.run.tensor_parallel)
-    shard = -(-4 * sizes.all // layout.shards)
-    summed = 4 * sizes.all if layout.micro_batches > 1 else 0
+    run, sizes = setup.run, _sizes(config, vocab_size, setup.run.tensor_parallel)
+    shard = -(-4 * sizes.all // setup.shards)
+    summed = 4 * sizes.all if setup.micro_batches > 1 else 0
     # Small models stay gathered; of others two blocks are, and the buffers that they arrive in.
     keeps = parameter_count(config, vocab_size) <= RESHARD_FROM_PARAMETERS
     at_work = run.element * (sizes.root + (sizes.blocks if keeps else 2 * min(2, config.layers) * sizes.block))
+    table = -(-vocab_size * config.hidden // run.tensor_parallel)
     reduced = 8 * max(sizes.block, sizes.root)  # on their way into shards
-    held = dict(parameters=shard, optimizer=_state(config, vocab_size, layout))
+    held = dict(parameters=shard, optimizer=_state(config, vocab_size, setup))
     plans = [
         MemoryPlan(
             "loss", gradients=summed, gathered=at_work, activations=activation_bytes(config, run),
-            loss=_loss_bytes(config, vocab_size, layout), **held,
+            loss=_loss_bytes(config, vocab_size, setup), **held,
         ),
         MemoryPlan(
             "backward pass", gradients=summed + run.element * sizes.block, gathered=at_work,
-            activations=backward_bytes(config, run), loss=run.element * vocab_size * config.hidden, **held,
+            activations=backward_bytes(config, run), loss=run.element * table, **held,
         ),
         MemoryPlan(
-            "update", gradients=shard + max(reduced, _scratch(layout, sizes)), gathered=run.element * sizes.root,
+            "update", gradients=shard + max(reduced, _scratch(setup, sizes)), gathered=run.element * sizes.root,
             activations=0, loss=0, **held,
         ),
     ]  # fmt: skip
-    if layout.cpu_offload:
+    if setup.cpu_offload:
         plans = [_offloaded(plan, shard) for plan in plans]
     return max(plans, key=lambda plan: plan.total)
 
@@ -173,18 +175,18 @@ def _offloaded(plan: MemoryPlan, shard: int) -> MemoryPlan:
     return replace(plan, parameters=0, optimizer=0, gradients=gradients, host=2 * shard + plan.optimizer)
 
 
-def exact_plan(config: ModelConfig, vocab_size: int, layout: Layout) -> MemoryPlan:
+def exact_plan(config: ModelConfig, vocab_size: int, setup: StepSetup) -> MemoryPlan:
     """In exact mode: a replica, float32 gradients and the int64 sum over slot blocks, whole on every rank."""
-    run, sizes = layout.run, _sizes(config, vocab_size, 1)
+    run, sizes = setup.run, _sizes(config, vocab_size, 1)
     cast = 2 * sizes.all if run.half else 0
-    states = optimizer_state_bytes(config, vocab_size, layout.optimizer, layout.moments)
+    states = optimizer_state_bytes(config, vocab_size, setup.optimizer, setup.moments)
     held = dict(parameters=4 * sizes.all, optimizer=states)
-    summed = (8 + (4 if layout.micro_batches > 1 else 0)) * sizes.all
+    summed = (8 + (4 if setup.micro_batches > 1 else 0)) * sizes.all
     largest = 16 * sizes.largest  # converted as a whole
     plans = [
         MemoryPlan(
             "loss", gradients=summed, gathered=cast, activations=activation_bytes(config, run),
-            loss=_loss_bytes(config, vocab_size, layout), **held,
+            loss=_loss_bytes(config, vocab_size, setup), **held,
         ),
         MemoryPlan(
             "backward pass", gradients=summed + 4 * sizes.block, gathered=cast,
@@ -195,15 +197,15 @@ def exact_plan(config: ModelConfig, vocab_size: int, layout: Layout) -> MemoryPl
     return max(plans, key=lambda plan: plan.total)
 
 
-def layout_of(config: Config, workers: int, on_gpu: bool) -> Layout:
+def setup_of(config: Config, workers: int, on_gpu: bool) -> StepSetup:
     """How so many workers run the config, at its longest rows; precision auto is bfloat16 on GPUs."""
     train, data = config.train, config.data
     half = train.precision == "bfloat16" or (train.precision == "auto" and on_gpu)
     longest = max(data.seq_len, *(segment.seq_len or 0 for segment in data.curriculum), 0)
     rows = train.micro_batch_sequences or data.slot_sequences
-    ranks = max(1, workers // (train.tensor_parallel * train.context_parallel))  # that read slot blocks of their own
+    teams = workers // train.workers_per_stream  # each with slot blocks of its own
     passes = data.slot_sequences // rows
-    return Layout(
+    return StepSetup(
         run=Pass(
             rows=max(1, rows * data.seq_len // longest),
             seq_len=longest,
@@ -216,8 +218,8 @@ def layout_of(config: Config, workers: int, on_gpu: bool) -> Layout:
             context_parallel=train.context_parallel,
         ),
         # In exact mode gradients are those of one slot block at a time.
-        micro_batches=passes if train.exact else passes * -(-config.slot_blocks_per_step // ranks),
-        shards=train.shard_workers or max(1, workers // train.tensor_parallel),
+        micro_batches=passes if train.exact else passes * -(-config.slot_blocks_per_step // teams),
+        shards=(train.shard_workers or workers) // train.tensor_parallel,
         optimizer=train.optimizer,
         moments=train.optimizer_state,
         loss_chunk_tokens=train.loss_chunk_tokens,
@@ -228,30 +230,32 @@ def layout_of(config: Config, workers: int, on_gpu: bool) -> Layout:
 def memory_plan(config: Config, vocab_size: int, workers: int, on_gpu: bool) -> MemoryPlan:
     """Of each of so many workers."""
     plan = exact_plan if config.train.exact else sharded_plan
-    return plan(config.model, vocab_size, layout_of(config, workers, on_gpu))
+    return plan(config.model, vocab_size, setup_of(config, workers, on_gpu))
+
+
+def _can_split(model: ModelConfig, parts: int) -> bool:
+    return all(width % parts == 0 for width in (model.heads, model.num_kv_heads, model.ffn_width))
 
 
 def remedies(config: Config, workers: int) -> Iterator[tuple[str, Config, int]]:
     """What makes a step smaller, cheapest first: (words, the config with it, its workers)."""
-
-    def changed(**fields: Any) -> Config:
-        return replace(config, train=replace(config.train, **fields))
-
     train, rows = config.train, config.train.micro_batch_sequences or config.data.slot_sequences
     order = ("none", "selective", "full")
-    for kind in order[order.index(train.activation_checkpointing) + 1 :]:
-        yield f"train.activation_checkpointing={kind}", changed(activation_checkpointing=kind), workers
-    if rows > 1:
-        fewer = max(part for part in range(1, rows) if config.data.slot_sequences % part == 0)
-        for part in sorted({fewer, 1}, reverse=True):
-            yield f"train.micro_batch_sequences={part}", changed(micro_batch_sequences=part), workers
-    if not train.exact and train.shard_workers is None and 2 * workers <= config.slot_blocks_per_step:
-        yield f"train.num_workers={2 * workers}", changed(num_workers=2 * workers), 2 * workers
-    if not train.exact and workers % (2 * train.tensor_parallel * train.context_parallel) == 0:
+    more: list[dict[str, Any]] = [
+        {"activation_checkpointing": kind} for kind in order[order.index(train.activation_checkpointing) + 1 :]
+    ]
+    fewer = [part for part in range(1, rows) if config.data.slot_sequences % part == 0]
+    more += [{"micro_batch_sequences": part} for part in sorted({*fewer[-1:], *fewer[:1]}, reverse=True)]
+    if not train.exact:
+        more += [{"num_workers": 2 * workers}] if train.shard_workers is None else []
         split = 2 * train.tensor_parallel
-        yield f"train.tensor_parallel={split}", changed(tensor_parallel=split), workers
-    if train.optimizer_state == "float32" and max(train.beta1, train.beta2, train.muon_momentum) <= MOST_BFLOAT16_DECAY:
-        yield "train.optimizer_state=bfloat16", changed(optimizer_state="bfloat16"), workers
+        more += [{"tensor_parallel": split}] if _can_split(config.model, split) else []
+    more += [{"optimizer_state": "bfloat16"}] if train.optimizer_state == "float32" else []
+    for change in more:
+        with suppress(ConfigError):  # the model or the batch cannot be split so
+            other = replace(config, train=replace(train, **change))
+            ((field, value),) = change.items()
+            yield f"train.{field}={value}", other, change.get("num_workers", workers)
 
 
 def check_memory(config: Config, vocab_size: int, workers: int, on_gpu: bool, there: float, where: str) -> None:

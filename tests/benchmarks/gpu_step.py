@@ -41,7 +41,7 @@ from pretrainer.config import ModelConfig, TrainConfig  # noqa: E402
 from pretrainer.model.activations import Pass  # noqa: E402
 from pretrainer.model.flops import GIB, flops_per_token, model_flops_utilization  # noqa: E402
 from pretrainer.model.init import init_constant  # noqa: E402
-from pretrainer.model.memory_plan import USABLE, Layout, MemoryPlan, sharded_plan  # noqa: E402
+from pretrainer.model.memory_plan import USABLE, MemoryPlan, StepSetup, sharded_plan  # noqa: E402
 from pretrainer.model.presets import parameter_count, resolve  # noqa: E402
 from pretrainer.train.optimizer import build_optimizer  # noqa: E402
 from pretrainer.train.parallel import build_model  # noqa: E402
@@ -98,7 +98,7 @@ def tiny(row: Row) -> tuple[Row, ModelConfig]:
     return small, model
 
 
-def layout(row: Row, train: TrainConfig, device: torch.device) -> Layout:
+def setup(row: Row, train: TrainConfig, device: torch.device) -> StepSetup:
     run = Pass(
         rows=row.rows,
         seq_len=row.seq_len,
@@ -107,7 +107,7 @@ def layout(row: Row, train: TrainConfig, device: torch.device) -> Layout:
         documents=row.documents,
         checkpointing=train.activation_checkpointing,
     )
-    return Layout(run=run, micro_batches=row.micro_batches)
+    return StepSetup(run=run, micro_batches=row.micro_batches)
 
 
 def sized(row: Row, train: TrainConfig, device: torch.device) -> ModelConfig:
@@ -116,7 +116,7 @@ def sized(row: Row, train: TrainConfig, device: torch.device) -> ModelConfig:
     model = resolve(ModelConfig(preset=row.preset))
     if not row.as_many_layers_as_fit or device.type != "cuda":
         return model
-    plain = layout(row, dataclasses.replace(train, activation_checkpointing="none"), device)
+    plain = setup(row, dataclasses.replace(train, activation_checkpointing="none"), device)
     room = USABLE * torch.cuda.get_device_properties(device).total_memory
     models = [dataclasses.replace(model, preset=None, layers=layers) for layers in range(model.layers, 0, -1)]
     return next(one for one in models if sharded_plan(one, row.vocab_size, plain).total <= room)
@@ -173,7 +173,7 @@ def measure(
     )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     flops = flops_per_token(model_config, row.vocab_size, row.seq_len)
-    plan = sharded_plan(model_config, row.vocab_size, layout(row, train, device))
+    plan = sharded_plan(model_config, row.vocab_size, setup(row, train, device))
     return {
         "device": name,
         "parameters": parameter_count(model_config, row.vocab_size),

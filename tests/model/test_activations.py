@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from pretrainer.config import ModelConfig
+from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.activations import Pass, activation_bytes, backward_bytes, kept_bytes
 from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.train.parallel import Replica
+from pretrainer.train.recompute import prepare_blocks
 from tests.live_memory import LiveMemory
 from tests.model.architectures import ARCHITECTURES, tiny
 
@@ -84,32 +83,14 @@ def test_activations_are_those_that_autograd_saves(name: str, kind: str) -> None
         assert activation_bytes(config, run) == pytest.approx(saved_bytes(config, run), rel=0.04), (documents, dropout)
 
 
-KEPT_OPERATIONS = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-}
-
-
-def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KEPT_OPERATIONS else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def checkpointed(model: Transformer, kind: str) -> Transformer:
-    contexts = partial(create_selective_checkpoint_contexts, _policy)
-    options = {"full": {}, "selective": {"context_fn": contexts}}[kind]
-    for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
-    return model
-
-
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("kind", ["selective", "full"])
-@pytest.mark.parametrize("name", ["llama3", "gpt2", "mixtral"])
+@pytest.mark.parametrize("name", ["llama3", "gpt2", "experts-sigmoid-shared"])
 def test_checkpointing_keeps_what_the_plan_says(name: str, kind: str, half: bool) -> None:
     config = sized(name)
     run = Pass(rows=ROWS, seq_len=SEQ_LEN, half=half, device="cpu", documents=False, checkpointing=kind)  # type: ignore[arg-type]
-    model, given = checkpointed(built(config, run), kind), inputs(run)
+    model, given = built(config, run), inputs(run)
+    prepare_blocks(model, TrainConfig(steps=1, activation_checkpointing=kind))  # type: ignore[arg-type]
     with LiveMemory([*model.parameters(), *given[:2]]) as memory:
         before = memory.now()
         logits = model(*given)
@@ -134,13 +115,22 @@ def test_a_block_of_llama_on_a_gpu_by_hand() -> None:
     assert kept_bytes(config, Pass(rows=1, seq_len=8192), 0) == by_hand
 
 
-def test_parallel_ranks_share_what_is_inside_and_rows_by_their_tokens() -> None:
+def test_tensor_parallel_ranks_share_what_is_inside_sub_layers() -> None:
     config = ModelConfig(layers=4, hidden=256, heads=8, kv_heads=4, ffn_hidden=512)
     whole, split = Pass(rows=2, seq_len=512), Pass(rows=2, seq_len=512, tensor_parallel=4)
     inside = 2 * (2 * 256 + 2 * 128 + 4 * 512) + 4 * 8
     assert kept_bytes(config, whole, 0) - kept_bytes(config, split, 0) == inside - inside // 4
-    half = Pass(rows=2, seq_len=512, context_parallel=2)
-    assert activation_bytes(config, half) == activation_bytes(config, whole) / 2
+
+
+def test_a_ring_keeps_every_round_unless_blocks_are_made_again() -> None:
+    config = ModelConfig(layers=4, hidden=256, heads=8, kv_heads=4, ffn_hidden=512)
+    kept = [
+        activation_bytes(config, Pass(rows=2, seq_len=4096, context_parallel=ranks, checkpointing=kind))  # type: ignore[arg-type]
+        for kind in ("none", "full")
+        for ranks in (1, 2, 4)
+    ]
+    assert kept[0] / 2 < kept[1] < kept[0] and kept[1] / 2 < kept[2] < kept[1]
+    assert kept[3] == 2 * kept[4] == 4 * kept[5]
 
 
 def test_a_dense_mask_is_counted_where_there_is_one() -> None:

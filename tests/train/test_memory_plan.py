@@ -15,6 +15,7 @@ import torch
 from pretrainer.config import Config, DataConfig, ModelConfig, SegmentConfig, SourceConfig, TrainConfig
 from pretrainer.errors import ConfigError
 from pretrainer.model import memory_plan as plans
+from pretrainer.model.activations import Pass, activation_bytes
 from pretrainer.model.memory_plan import (
     GIB,
     PARTS,
@@ -22,15 +23,17 @@ from pretrainer.model.memory_plan import (
     MemoryPlan,
     check_memory,
     device_bytes,
-    layout_of,
     memory_plan,
     plan_table,
     remedies,
+    setup_of,
 )
-from pretrainer.model.presets import block_parameters, parameter_count, resolve
+from pretrainer.model.presets import parameter_count, resolve
+from pretrainer.model.ring import Ring
 from pretrainer.model.transformer import init_weights
 from pretrainer.train import parallel
 from pretrainer.train.exact import BlockSum, exact_train_step
+from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.step import MicroBatch, train_step
 from tests.live_memory import LiveMemory
@@ -40,6 +43,7 @@ from tests.train.ranks import run_ranks
 SOURCES = (SourceConfig(name="text", uris=("/nowhere",)),)
 CPU = torch.device("cpu")
 SMALL = tiny(layers=3, hidden=64, head_width=16, ffn_hidden=160)
+DEEP = replace(SMALL, layers=6)
 WIDE = tiny(layers=4, hidden=128, head_width=16, ffn_hidden=512)
 EXPERTS = replace(ARCHITECTURES["mixtral"], hidden=64, head_width=16, ffn_hidden=96)
 
@@ -80,6 +84,8 @@ CASES = {
     "parameters-resharded": Case(WIDE, 500, 1, 32, 2, (HALF,), keeps_gathered=False),
     "bfloat16-moments": Case(WIDE, 500, 1, 32, 1, (("optimizer_state", "bfloat16"),)),
     "muon": Case(WIDE, 500, 1, 32, 1, (("optimizer", "muon"),)),
+    "recomputed": Case(SMALL, 96, 8, 64, 1, (("activation_checkpointing", "full"),)),
+    "recomputed-in-part-half": Case(SMALL, 96, 8, 64, 1, (("activation_checkpointing", "selective"), HALF)),
     "exact": Case(SMALL, 96, 8, 64, 1, (EXACT,)),
     "exact-half": Case(SMALL, 96, 8, 64, 1, (EXACT, HALF)),
     "exact-parameters": Case(WIDE, 500, 1, 32, 1, (EXACT,)),
@@ -138,6 +144,36 @@ def test_each_moment_is_the_peak_of_some_step(peaks: dict[str, tuple[int, Memory
     assert {plan.moment for _peak, plan in peaks.values()} == {"loss", "backward pass", "update"}
 
 
+# ------------------------------------------------------------------------------------------------------- two ranks
+
+
+def kept_on_two(_rank: int, _world: int, name: str, half: bool) -> tuple[int, int]:
+    """(bytes that a rank keeps of a forward pass, parameters it gathered left out; the plan's)."""
+    train = TrainConfig(steps=1, num_workers=2, precision="bfloat16" if half else "float32", **{name: 2})
+    ranks = Ranks(Layout.of(train, 2), "cpu")
+    model = parallel.build_model(DEEP, 96, train, CPU, ranks)
+    init_weights(model, 0)
+    ring, columns = Ring.of(ranks.ring), torch.arange(64)
+    places = columns if ring is None else ring.places(64)
+    documents = (columns > 20).long().repeat(8, 1)
+    tokens = torch.randint(0, 96, (8, len(places)), generator=torch.Generator().manual_seed(0))
+    with LiveMemory(model.parameters()) as memory:
+        before = memory.now()
+        hidden = model(tokens, places.repeat(8, 1), documents, None, lambda states, _weight: states, ring)
+        assert hidden.requires_grad
+        kept = memory.now() - before
+    run = Pass(rows=8, seq_len=64, half=half, device="cpu", **{name: 2})
+    gathered = run.element * parameter_count(DEEP, 96) // train.tensor_parallel
+    return kept - gathered, activation_bytes(DEEP, run)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", ["tensor_parallel", "context_parallel"])
+def test_plan_of_activations_holds_on_two_ranks(name: str, half: bool) -> None:
+    for kept, planned_bytes in run_ranks(2, kept_on_two, name, half):
+        assert planned_bytes == pytest.approx(kept, rel=0.05)
+
+
 # ------------------------------------------------------------------------------------------------------ many workers
 
 
@@ -168,20 +204,20 @@ def test_gradients_are_summed_whole_where_a_rank_has_several_micro_batches() -> 
     config = billion(64)
     parameters = parameter_count(config.model, VOCAB)
     one, two = planned(config, 64), planned(billion(64, micro_batch_sequences=1), 64)
-    assert layout_of(config, 64, True).micro_batches == 1
-    assert layout_of(billion(64, micro_batch_sequences=1), 64, True).micro_batches == 2
-    assert layout_of(config, 48, True).micro_batches == 2  # the busiest of 48 ranks has 2 of 64 slot blocks
-    assert layout_of(config, 64, True).run.rows == 2
+    assert setup_of(config, 64, True).micro_batches == 1
+    assert setup_of(billion(64, micro_batch_sequences=1), 64, True).micro_batches == 2
+    assert setup_of(config, 48, True).micro_batches == 2  # the busiest of 48 ranks has 2 of 64 slot blocks
+    assert setup_of(config, 64, True).run.rows == 2
     assert two.gradients - one.gradients == 4 * parameters
 
 
-def test_tensor_parallel_ranks_share_blocks_and_leave_fewer_to_read_data() -> None:
+def test_teams_share_rows_and_a_copy_of_the_parameters() -> None:
     config = billion(8, tensor_parallel=4, context_parallel=2)
-    layout = layout_of(config, 8, True)
-    assert (layout.shards, layout.micro_batches) == (2, 64)
-    blocks = config.model.layers * block_parameters(config.model)
-    on_rank = parameter_count(config.model, VOCAB) - blocks + blocks // 4
-    assert planned(config).parameters == pytest.approx(4 * on_rank / 2, abs=8)
+    setup = setup_of(config, 8, True)
+    assert (setup.shards, setup.micro_batches) == (2, 64)
+    assert setup_of(billion(64, tensor_parallel=4, shard_workers=16), 64, True).shards == 4
+    for parallel_config in (config, billion(8, tensor_parallel=2)):
+        assert planned(parallel_config).parameters == pytest.approx(planned(billion(8)).parameters, abs=8)
 
 
 def test_offloaded_state_lies_on_the_host() -> None:
@@ -194,13 +230,13 @@ def test_offloaded_state_lies_on_the_host() -> None:
 def test_the_longest_rows_of_a_curriculum_count() -> None:
     stages = (SegmentConfig(until=0.5, seq_len=1024), SegmentConfig(seq_len=8192))
     data = DataConfig(sources=SOURCES, seq_len=4096, slot_sequences=2, curriculum=stages)
-    run = layout_of(billion(data=data), 8, True).run
+    run = setup_of(billion(data=data), 8, True).run
     assert (run.rows, run.seq_len) == (1, 8192)
 
 
 def test_precision_auto_is_bfloat16_on_gpus_alone() -> None:
-    assert layout_of(billion(), 8, True).run.half and not layout_of(billion(), 8, False).run.half
-    assert not layout_of(billion(precision="float32"), 8, True).run.half
+    assert setup_of(billion(), 8, True).run.half and not setup_of(billion(), 8, False).run.half
+    assert not setup_of(billion(precision="float32"), 8, True).run.half
 
 
 # ------------------------------------------------------------------------------------------------ what does not fit
@@ -241,6 +277,10 @@ def test_what_cannot_be_changed_is_not_offered() -> None:
         64, activation_checkpointing="full", micro_batch_sequences=1, optimizer_state="bfloat16", shard_workers=8
     )
     assert [words for words, *_rest in remedies(config, 64)] == ["train.tensor_parallel=2"]
+    half = billion(64, tensor_parallel=8, activation_checkpointing="full", micro_batch_sequences=1)
+    assert [words for words, *_rest in remedies(half, 64)] == [  # 8 heads of keys are in 8 parts already
+        "train.num_workers=128", "train.optimizer_state=bfloat16",
+    ]  # fmt: skip
     odd = billion(3, activation_checkpointing="selective", micro_batch_sequences=1, beta2=0.99, exact=True)
     assert [words for words, *_rest in remedies(odd, 3)] == ["train.activation_checkpointing=full"]
 
