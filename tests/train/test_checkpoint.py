@@ -23,14 +23,14 @@ from pretrainer.train.checkpoint import (
 from pretrainer.train.evaluate import evaluate
 from pretrainer.train.optimizer import build_optimizer
 from tests.train.ranks import run_ranks
-from tests.train.samples import MODEL, TRAIN, VOCAB, build, full_weights, pieces, run_steps
+from tests.train.samples import MODEL, TRAIN, VOCAB, build, full_weights, pieces, run_steps, whole
 
 EXTRA = {"step": 2, "sources": [{"name": "a", "sequences": 32}], "order_digest": "ab"}
 HELD_OUT = [piece for number in range(100, 103) for piece in pieces(number, 0, micro=2)]
 
 
 def _moments(model, optimizer):
-    return {n: optimizer.state[p]["exp_avg_sq"].full_tensor().clone().numpy() for n, p in model.named_parameters()}
+    return {n: whole(optimizer.state[p]["exp_avg_sq"]).clone().numpy() for n, p in model.named_parameters()}
 
 
 def _save(rank, world, folder):
