@@ -135,13 +135,14 @@ class Config:
             f"must divide data.slot_sequences={self.data.slot_sequences}",
         )
         require(
-            self.train.worker_range[1] <= self.slot_blocks_per_step,
+            self.train.worker_range[1] <= self.slot_blocks_per_step * self.train.workers_per_stream,
             "train.num_workers",
             self.train.num_workers,
-            f"a step has {self.slot_blocks_per_step} slot blocks and cannot feed more workers than that: "
+            f"a step has {self.slot_blocks_per_step} slot blocks and cannot feed more workers than that"
+            f"{f' x {self.train.workers_per_stream}' if self.train.workers_per_stream > 1 else ''}: "
             "use fewer workers, a larger train.global_batch_tokens or a smaller data.slot_sequences",
         )
-
+        self._check_parallel()
         require(
             self.model.causal == (self.train.objective == "clm"),
             "model.causal",
@@ -150,6 +151,27 @@ class Config:
             if self.model.causal
             else "train.objective=clm would see its own targets: set train.objective=mlm, or model.causal=true",
         )
+
+    def _check_parallel(self) -> None:
+        parts, pieces = self.train.tensor_parallel, 2 * self.train.context_parallel
+        model = self.model
+        if model.preset is None:  # with one, its widths are there after `resolve`
+            widths = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_hidden": model.ffn_width}
+            for name, width in widths.items():
+                require(
+                    width % parts == 0,
+                    "train.tensor_parallel",
+                    parts,
+                    f"must divide model.{name}={width}",
+                )
+        lengths = {self.data.seq_len, *(segment.seq_len or self.data.seq_len for segment in self.data.curriculum)}
+        for length in lengths if pieces > 2 else ():
+            require(
+                length % pieces == 0,
+                "train.context_parallel",
+                self.train.context_parallel,
+                f"must divide half of every data.seq_len, and {length} is no multiple of {pieces}",
+            )
 
     @property
     def slot_blocks_per_step(self) -> int:

@@ -74,6 +74,18 @@ class TrainConfig:
     """Where the model runs; auto is cuda when the cluster has GPUs."""
     resize_stable_s: float = 60.0
     """An elastic run grows when more workers have been possible for this long; more after one that did not last."""
+    shard_workers: int | None = None
+    """Workers that share one copy of the parameters (FSDP); fewer than all make copies of that group (HSDP)."""
+    tensor_parallel: int = 1
+    """Workers that split each matrix of a block; keep them inside a node."""
+    context_parallel: int = 1
+    """Workers that split each sequence (ring attention), for texts too long for one GPU."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a block keeps for the backward pass: all, all but cheap results, or its input alone."""
+    compile: bool = False
+    """torch.compile of each block: minutes at the first start, cached after it, then faster steps."""
+    cpu_offload: bool = False
+    """Parameters, gradients and moments stay in CPU memory, and the optimizer runs there: slow, but it fits."""
     cpus_per_worker: float = 0.5
     """CPUs that one trainer asks Ray for; on CPU keep them low enough that data has at least one whole CPU."""
     threads_per_worker: int | None = None
@@ -82,6 +94,8 @@ class TrainConfig:
     """Proof mode, slower: the weights are bit-identical at every number of workers and after any failures."""
     checkpoint_every_steps: int = 500
     """Steps between checkpoints."""
+    async_checkpoints: bool = True
+    """Training goes on while a periodic checkpoint is written from a copy in host memory; false waits, with no copy."""
     keep_checkpoints: int = 3
     """How many recent checkpoints stay in storage."""
     milestone_every_steps: int | None = None
@@ -117,6 +131,7 @@ class TrainConfig:
         self._check_schedule()
         self._check_optimizer()
         self._check_precision()
+        self._check_parallel()
         chunk = self.loss_chunk_tokens
         require(chunk is None or chunk >= 1, "train.loss_chunk_tokens", chunk, "use 1 or more")
         require(self.z_loss >= 0, "train.z_loss", self.z_loss, "use 0 or more")
@@ -192,6 +207,43 @@ class TrainConfig:
             self.float8,
             f"what is not float8 is bfloat16: set train.precision to auto or bfloat16, it is {self.precision}",
         )
+
+    def _check_parallel(self) -> None:
+        for name in ("tensor_parallel", "context_parallel"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "use 1 or more")
+        shared, together = self.shard_workers, self.tensor_parallel * self.context_parallel
+        require(
+            shared is None or (shared >= 1 and shared % together == 0),
+            "train.shard_workers",
+            shared,
+            f"must be a multiple of train.tensor_parallel x train.context_parallel = {together}",
+        )
+        for count in set(self.worker_range):
+            require(
+                count % self.worker_multiple == 0,
+                "train.num_workers",
+                self.num_workers,
+                f"must be a multiple of {self.worker_multiple}, the workers of a whole group (train.shard_workers, or "
+                "train.tensor_parallel x train.context_parallel)",
+            )
+        alone = (self.shard_workers, self.tensor_parallel, self.context_parallel, self.compile, self.cpu_offload)
+        require(
+            not self.exact or alone == (None, 1, 1, False, False),
+            "train.exact",
+            self.exact,
+            "has the whole model on every worker: leave train.shard_workers, tensor_parallel, context_parallel, "
+            "compile and cpu_offload at their defaults",
+        )
+
+    @property
+    def workers_per_stream(self) -> int:
+        """Workers that train on the same rows, each on its part of the matrices or of the sequence."""
+        return self.tensor_parallel * self.context_parallel
+
+    @property
+    def worker_multiple(self) -> int:
+        """The number of workers is always a multiple of this."""
+        return self.shard_workers or self.workers_per_stream
 
     def warmup(self, total_steps: int) -> int:
         """Steps of linear warm-up in a run of so many steps."""

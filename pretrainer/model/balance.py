@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pretrainer.config import MoeConfig
 from pretrainer.model.moe import Router, Routing, choices, router_scores
+from pretrainer.model.ring import Ring
 
 
 class GroupCounts(NamedTuple):
@@ -50,12 +51,14 @@ def _balance_sum(routing: Routing, valid: Tensor, moe: MoeConfig, chosen: Tensor
 
 
 def auxiliary_sum(
-    routings: Sequence[Routing], valid: Tensor, moe: MoeConfig, slot_block: GroupCounts | None = None
-) -> Tensor:
+    routings: Sequence[Routing], valid: Tensor, moe: MoeConfig, slot_block: GroupCounts | None = None,
+    ring: Ring | None = None,
+) -> Tensor:  # fmt: skip
     """What balance and z-loss add to the summed loss of a micro-batch; float32 scalar, summed over the blocks.
 
     valid [b, S] is true where a token carries loss. With balance=slot_block, `slot_block` has the counts over all
-    micro-batches of the slot block; without it the micro-batch is the whole one. balance=sequence is the sequence-wise
+    micro-batches of the slot block; without it the micro-batch is the whole one. With a ring, tokens are this rank's
+    part of the rows, and the result is its part of the sum. balance=sequence is the sequence-wise
     loss of DeepSeek-V3 (arXiv:2412.19437, eq. 17). z-loss: Zoph et al. 2022, arXiv:2202.08906, eq. 5.
     """
     total = torch.zeros((), device=valid.device)
@@ -67,6 +70,8 @@ def auxiliary_sum(
                 chosen, tokens = _valid_choices(routing, valid).sum((0, 1))[None], valid.sum()[None]
             else:
                 chosen, tokens = slot_block.chosen[layer][None], slot_block.tokens[None]
+            if ring is not None and (slot_block is None or moe.balance == "sequence"):
+                chosen, tokens = ring.sum(chosen), ring.sum(tokens)
             total = total + moe.balance_weight * _balance_sum(routing, valid, moe, chosen, tokens)
         squared = routing.logits.logsumexp(-1).square()
         total = total + moe.z_loss_weight * torch.where(valid, squared, 0.0).sum()

@@ -6,7 +6,11 @@ output weight are computed beside the loss, in the forward pass, and only scaled
 et al. 2024, arXiv:2410.10989). The work is the same; nothing is computed twice. In its place there is a float32
 gradient of the output weight, 4 V H bytes, which the sum over the chunks is kept in.
 
-Shapes: N tokens, H hidden, V vocabulary, n tokens of one chunk.
+Under tensor parallelism the output weight is a DTensor whose rows are split over ranks: each has the logits of its own
+part of the vocabulary, and only log Z and the target's logit of each token are exchanged (Shoeybi et al. 2019,
+arXiv:1909.08053).
+
+Shapes: N tokens, H hidden, V vocabulary (of this rank), n tokens of one chunk.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 IGNORE = -100  # target that carries no loss; cross_entropy's own default
 CHUNK_BYTES = 2**28  # float32 logits that may exist at a time: 8,192 tokens of a vocabulary of 8,192, 512 of 131,072
@@ -34,6 +40,30 @@ class Loss(NamedTuple):
 
     objective: Tensor  # what is minimised: nll, and the z-loss if there is one
     nll: Tensor  # negative log-likelihood in nats; carries no gradient
+
+
+class Part(NamedTuple):
+    """The rows of the output weight that this rank has."""
+
+    group: dist.ProcessGroup  # the ranks that have them all together
+    first: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Part | None:
+        """None where they are all here."""
+        if not isinstance(weight, DTensor):
+            return None
+        mesh = weight.device_mesh
+        each = -(-weight.shape[0] // mesh.size())  # as torch.chunk splits them
+        return cls(mesh.get_group(), min(each * mesh.get_local_rank(), weight.shape[0]))
+
+    def combine(self, log_z: Tensor, logit: Tensor) -> tuple[Tensor, Tensor]:
+        """(log Z, the target's logit) [n] over the whole vocabulary from those of each part; alike on all ranks."""
+        mine = torch.stack((log_z, logit))
+        each = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(each, mine, group=self.group)
+        parts = torch.stack(each)
+        return parts[:, 0].logsumexp(0), parts[:, 1].sum(0)
 
 
 def chunk_tokens(settings: LossSettings, vocab_size: int) -> int:
@@ -72,10 +102,12 @@ def chunked_loss(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     keep, chunk = (targets != IGNORE) & live, chunk_tokens(settings, weight.shape[0])
+    part = Part.of(weight)
+    rows = weight.to_local() if isinstance(weight, DTensor) else weight
     with torch.autocast(kind, enabled=False):
         return Loss(*_ChunkedLoss.apply(
-            hidden.to(dtype), weight.to(dtype), targets, keep, live, chunk, settings.z_loss, torch.is_grad_enabled(),
-            seed,
+            hidden.to(dtype), rows.to(dtype), targets, keep, live, chunk, settings.z_loss, torch.is_grad_enabled(),
+            part, seed,
         ))  # fmt: skip
 
 
@@ -83,7 +115,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor, live: bool, chunk: int, z_loss: float,
-        with_gradient: bool, seed: Tensor | None,
+        with_gradient: bool, part: Part | None, seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         objective, nll = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
         by_hidden = torch.zeros_like(hidden) if with_gradient else None
@@ -93,14 +125,18 @@ class _ChunkedLoss(torch.autograd.Function):
             inside = keep[cut, None]
             h = torch.where(inside, hidden[cut], 0.0)
             logits = (h @ weight.T).float()  # [n, V]
-            chunk_nll, log_z, target = _chunk_loss(logits, targets[cut], keep[cut])
+            chunk_nll, log_z, target, here = _chunk_loss(logits, targets[cut], keep[cut], part)
             nll += chunk_nll
             objective += chunk_nll if not z_loss else chunk_nll + z_loss * log_z.square().sum()
             if by_hidden is not None and by_weight is not None:
-                exact = _logit_gradient(logits, log_z, target, inside, z_loss)
+                exact = _logit_gradient(logits, log_z, target, here, inside, z_loss)
                 gradient = (exact if seed is None else exact.mul_(seed)).to(hidden.dtype)
                 by_hidden[cut] = torch.where(inside, gradient @ weight, 0.0)
                 by_weight += gradient.T @ h
+                del exact, gradient
+            del logits  # else they stand beside those of the next chunk
+        if part is not None and by_hidden is not None:
+            dist.all_reduce(by_hidden, group=part.group)
         ctx.gradients, ctx.dtype, ctx.seed = (by_hidden, by_weight), weight.dtype, seed
         ctx.mark_non_differentiable(nll)
         return objective, nll
@@ -111,21 +147,29 @@ class _ChunkedLoss(torch.autograd.Function):
         assert ctx.gradients is not None, "the gradients are scaled in place: backward runs once"
         (by_hidden, by_weight), ctx.gradients = ctx.gradients, None
         factor = by_objective if ctx.seed is None else by_objective / ctx.seed
-        return by_hidden.mul_(factor), by_weight.mul_(factor).to(ctx.dtype), *[None] * 7
+        return by_hidden.mul_(factor), by_weight.mul_(factor).to(ctx.dtype), *[None] * 8
 
 
-def _chunk_loss(logits: Tensor, targets: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(nll summed over kept tokens, log Z [n] or 0 where not kept, target [n, 1] or 0 where not kept)."""
-    target = torch.where(keep, targets, 0)[:, None]
-    log_z = torch.where(keep, logits.logsumexp(-1), 0.0)
-    nll = log_z - logits.gather(-1, target)[:, 0]
-    return torch.where(keep, nll, 0.0).sum(), log_z, target
+def _chunk_loss(
+    logits: Tensor, targets: Tensor, keep: Tensor, part: Part | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(nll summed over kept tokens, log Z [n] or 0 where not kept, row of the target [n, 1], 1 where it is here)."""
+    row = torch.where(keep, targets, 0) - (0 if part is None else part.first)
+    here = (row >= 0) & (row < logits.shape[-1])
+    row = torch.where(here, row, 0)[:, None]
+    log_z, logit = logits.logsumexp(-1), torch.where(here, logits.gather(-1, row)[:, 0], 0.0)
+    if part is not None:
+        log_z, logit = part.combine(log_z, logit)
+    log_z = torch.where(keep, log_z, 0.0)
+    return torch.where(keep, log_z - logit, 0.0).sum(), log_z, row, here[:, None]
 
 
-def _logit_gradient(logits: Tensor, log_z: Tensor, target: Tensor, keep: Tensor, z_loss: float) -> Tensor:
+def _logit_gradient(
+    logits: Tensor, log_z: Tensor, target: Tensor, here: Tensor, keep: Tensor, z_loss: float
+) -> Tensor:
     """softmax (1 + 2 z log Z) - one-hot, 0 where not kept; [n, V] float32, in the place of the logits."""
     probabilities = logits.sub_(log_z[:, None]).exp_()
     if z_loss:
         probabilities *= 1 + 2 * z_loss * log_z[:, None]
-    probabilities.scatter_(-1, target, probabilities.gather(-1, target) - 1)
+    probabilities.scatter_(-1, target, probabilities.gather(-1, target) - here.to(probabilities.dtype))
     return probabilities.masked_fill_(~keep, 0.0)

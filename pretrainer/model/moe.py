@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pretrainer.config import ModelConfig, MoeConfig
 from pretrainer.model.ffn import ACTIVATIONS, FeedForward
@@ -23,6 +24,11 @@ class Routing(NamedTuple):
 
     logits: Tensor  # [B, S, E] float32
     chosen: Tensor  # [B, S, k] int64
+
+
+def _here(weight: Tensor) -> Tensor:
+    """This rank's part of a weight that tensor parallelism has made a DTensor."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def router_scores(logits: Tensor, moe: MoeConfig) -> Tensor:
@@ -51,7 +57,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Routing, Tensor]:
         """(routing, weights [..., k] float32 of the chosen experts) of x [..., H]."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.float(), self.weight.float())
+            logits = F.linear(x.float(), _here(self.weight).float())
         scores = router_scores(logits, self.moe)
         # The bias moves the choice and never the weights (Wang et al. 2024, arXiv:2408.15664).
         preference = scores if self.expert_bias is None else scores + self.expert_bias
@@ -66,8 +72,9 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """[T, out] from x [T, in], whose rows belong to the experts in turn, counts [E] each, and weight [E, out, in].
 
     On CUDA one grouped kernel, which needs no number on the host and takes bfloat16 alone; elsewhere one product per
-    expert.
+    expert. A weight that tensor parallelism has split counts with this rank's part.
     """
+    weight = _here(weight)
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x, weight = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, weight))
     if x.is_cuda and x.dtype == torch.bfloat16:

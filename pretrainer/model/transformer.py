@@ -13,9 +13,11 @@ Shapes: B rows, S tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from pretrainer.config import ModelConfig
 from pretrainer.model.attention import Attention, Context, KVCache
@@ -24,6 +26,7 @@ from pretrainer.model.init import init_weights
 from pretrainer.model.masks import Mask, Pattern, make_mask
 from pretrainer.model.moe import MixtureOfExperts, Routing
 from pretrainer.model.positions import rotary_tables
+from pretrainer.model.ring import Ring
 
 __all__ = ["Block", "KVCache", "Transformer", "init_weights"]
 
@@ -53,6 +56,14 @@ class Block(nn.Module):
         return self.ffn(x) if isinstance(self.ffn, MixtureOfExperts) else (self.ffn(x), None)
 
 
+def logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """[..., V] from hidden [..., H] and weight [V, H], whose rows tensor parallelism may have split over ranks."""
+    if isinstance(weight, DTensor):
+        whole = DTensor.from_local(hidden, weight.device_mesh, [Replicate()], run_check=False)
+        return cast(DTensor, F.linear(whole, weight)).full_tensor()
+    return F.linear(hidden, weight)
+
+
 class Transformer(nn.Module):
     """Token ids to logits. It can be built on the meta device and emptied: `init_weights` or a checkpoint fills
     parameters and buffers alike."""
@@ -69,6 +80,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.Identity() if config.norm_position == "post" else make_norm(config)
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden, vocab_size, bias=False)
+        self.heads_here = slice(None)  # of the query heads, those that this rank has under tensor parallelism
         self.routing: list[Routing] = []  # of the last forward pass, one per block with experts
         self.expert_tokens: Tensor | None = None  # of this step so far, see pretrainer/train/experts.py
 
@@ -83,16 +95,19 @@ class Transformer(nn.Module):
         positions: Tensor,
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
-        output: Callable[[Tensor, Tensor], Tensor] = F.linear,
+        output: Callable[[Tensor, Tensor], Tensor] | None = None,
+        ring: Ring | None = None,
     ) -> Tensor:
         """Logits [B, S, V] of tokens [B, S] int64 at positions [B, S] int64.
 
         With document_ids [B, S] attention stays inside a document. With a cache, only the tokens after the cached
         ones are given: first a prompt of any length, then one token at a time; documents are not masked then.
         output makes something else of (hidden states [B, S, H], output_weight [V, H]), such as a loss in chunks; under
-        FSDP the weight is whole inside this call only.
+        FSDP the weight is whole inside this call only. With a ring the tokens and positions are this rank's part of
+        the rows (see ring.py) and document_ids those of whole rows.
         """
-        return output(self._states(tokens, positions, document_ids, cache), self.output_weight)
+        output = logits if output is None else output
+        return output(self._states(tokens, positions, document_ids, cache, ring), self.output_weight)
 
     def hidden(
         self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
@@ -101,8 +116,9 @@ class Transformer(nn.Module):
         return self._states(tokens, positions, document_ids, cache)
 
     def _states(
-        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
+        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, cache: KVCache | None,
+        ring: Ring | None = None,
+    ) -> Tensor:  # fmt: skip
         # Apart from `hidden`, which FSDP wraps: after it the root's parameters are shards again.
         assert cache is None or (document_ids is None and (cache.length == 0 or tokens.shape[1] == 1))
         assert cache is None or self.config.causal, "a cache holds what later tokens cannot change"
@@ -110,7 +126,8 @@ class Transformer(nn.Module):
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
         x, routing = self.dropout(x), []
-        for block, context in zip(self.blocks, self._contexts(tokens, positions, document_ids, cache), strict=True):
+        contexts = self._contexts(tokens, positions, document_ids, cache, ring)
+        for block, context in zip(self.blocks, contexts, strict=True):
             x, routed = block(x, context)
             if routed is not None:
                 routing.append(routed)
@@ -118,17 +135,17 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def _contexts(
-        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, cache: KVCache | None
+        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, cache: KVCache | None, ring: Ring | None
     ) -> list[Context]:
         """One per block; blocks that look alike share their mask."""
         config, queries = self.config, tokens.shape[1]
         length = queries + (cache.length if cache is not None else 0)
         rotary = rotary_tables(positions, config) if config.positions == "rope" else None
         masks: dict[Pattern, Mask] = {}
-        patterns = [Pattern.of(config, layer) for layer in range(config.layers)]
+        patterns = [Pattern.of(config, layer, self.heads_here) for layer in range(config.layers)]
         for pattern in patterns:
             if pattern not in masks:
                 masks[pattern] = make_mask(
-                    pattern, queries, length, document_ids, tokens.device, config.width_per_head
+                    pattern, queries, length, document_ids, tokens.device, config.width_per_head, ring
                 )
         return [Context(rotary, masks[pattern], cache) for pattern in patterns]

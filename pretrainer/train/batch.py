@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrainer.model.ring import Ring
 from pretrainer.schema import Batch
 from pretrainer.train.objective import Lesson
 from pretrainer.train.readback import HostCopy
@@ -73,13 +74,14 @@ def micro_batches(
     step: int,
     slot_block: int,
     learned: Lesson | None = None,
+    ring: Ring | None = None,
 ) -> list[MicroBatch]:
     """Split a slot block into forward passes of `sequences` rows each; tokens [K, S + 1] are its ids (see `to_tensor`).
 
     document_mask keeps attention inside documents and restarts positions there; without it a row is one text.
     slot_block is the block's global number in the run. learned says what its targets are, the next ids by default; a
     masked input changes a copy, never tokens, whose digest stays that of the text. A micro-batch whose rows hold one
-    document each needs no mask and gets None.
+    document each needs no mask and gets None. With a ring a micro-batch holds this rank's part of each row.
     """
     rows, width = tokens.shape
     positions, documents = document_table(batch.starts if document_mask else batch.starts[:0], rows, width)
@@ -92,6 +94,9 @@ def micro_batches(
         documents = documents + (np.arange(width) >= batch.lengths[:, None])
         replaced = on_device(learned.replaced, tokens.device)
         inputs = torch.where(replaced >= 0, replaced, inputs)
+    places = slice(None) if ring is None else ring.places(width - 1, device=tokens.device)
+    in_document = torch.from_numpy(positions[:, :-1].copy()).to(tokens.device)[:, places]
+    inputs, targets = inputs[:, places], targets[:, places]
     result = []
     for index, first in enumerate(range(0, rows, sequences)):
         cut = slice(first, first + sequences)
@@ -99,10 +104,11 @@ def micro_batches(
         result.append(MicroBatch(
             inputs=inputs[cut],
             targets=targets[cut],
-            positions=on_device(positions[cut, :-1].copy(), tokens.device),
+            positions=in_document[cut],
             document_ids=on_device(ids.copy(), tokens.device) if ids.any() else None,
-            seed=dropout_seed(run_seed, step, slot_block, index),
+            seed=dropout_seed(run_seed, step, slot_block, index) + (0 if ring is None else ring.rank),
             slot_block=slot_block,
+            ring=ring,
         ))
     return result
 

@@ -12,6 +12,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from pretrainer.errors import StreamError
 from pretrainer.schema import Batch
 from pretrainer.train.batch import owned_blocks
+from pretrainer.train.layout import Ranks
 from pretrainer.train.phases import Phases
 from pretrainer.train.spec import WorkerSpec
 
@@ -29,7 +30,10 @@ class SlotBlockCollate(ArrowBatchCollateFn):
 
 
 class BlockSource:
-    """This rank's slot blocks, each checked against the number that it must have before anyone sees it."""
+    """A stream's slot blocks, each checked against the number that it must have before anyone sees it.
+
+    rank and world are those of the streams (see layout.py).
+    """
 
     def __init__(self, spec: WorkerSpec, rank: int, world: int, step: int, phases: Phases) -> None:
         self.spec, self.rank, self.world, self.phases = spec, rank, world, phases
@@ -49,7 +53,7 @@ class BlockSource:
             self._next(number)  # the part of the mixing cycle that was trained before the restart
 
     def take(self, step: int) -> tuple[list[tuple[int, Batch]], float]:
-        """((global number, batch) of this rank's slot blocks of a step, seconds waited for them)."""
+        """((global number, batch) of this stream's slot blocks of a step, seconds waited for them)."""
         started, mine = time.perf_counter(), []
         for number in owned_blocks(step, self.per_step, self.rank, self.world, self.dealt_from):
             batch = self._next(number)
@@ -71,3 +75,31 @@ class BlockSource:
                 f"slot block {number} must be block {nth} of source {source}; it was not trained on"
             )
         return batch
+
+
+class TeamSource:
+    """The same for every rank of a team: its reader takes the slot blocks from the stream, the others from it."""
+
+    def __init__(self, spec: WorkerSpec, ranks: Ranks, rank: int, step: int, phases: Phases) -> None:
+        layout = ranks.layout
+        self.ranks, self.stream, self.phases = ranks, layout.stream_rank(rank), phases
+        self.per_step, self.streams = spec.config.slot_blocks_per_step, layout.streams
+        self.source = BlockSource(spec, self.stream, self.streams, step, phases) if layout.reads(rank) else None
+        self.dealt_from = spec.order.restart(step * self.per_step)[0]
+
+    def take(self, step: int) -> tuple[list[tuple[int, Batch]], float]:
+        """((global number, batch) of the team's slot blocks of a step, seconds waited for them)."""
+        started = time.perf_counter()
+        self.phases.enter("data", step)
+        mine = self.ranks.from_reader(None if self.source is None else self.source.take(step)[0])
+        return mine, time.perf_counter() - started
+
+    def missing(self, step: int, mine: list[tuple[int, Batch]]) -> int:
+        return len(owned_blocks(step, self.per_step, self.stream, self.streams, self.dealt_from)) - len(mine)
+
+
+def open_blocks(spec: WorkerSpec, ranks: Ranks, rank: int, step: int, phases: Phases) -> BlockSource | TeamSource:
+    """The slot blocks that this rank trains on, from a step on."""
+    if ranks.layout.team == 1:
+        return BlockSource(spec, rank, ranks.layout.world, step, phases)
+    return TeamSource(spec, ranks, rank, step, phases)

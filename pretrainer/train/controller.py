@@ -14,14 +14,22 @@ from ray.train.v2.api.exceptions import PreemptionError
 
 from pretrainer.config import Config
 from pretrainer.storage import Store
-from pretrainer.train.committed import CHECKPOINTS, committed_checkpoint
+from pretrainer.train.committed import CHECKPOINTS, asked_step, committed_checkpoint
 from pretrainer.train.elastic import FixedSize, OneReservation, PolicyTorchTrainer, UsefulSizes
+from pretrainer.train.resize import sizes_of
 from pretrainer.train.spec import WorkerSpec
 from pretrainer.train.worker import train_loop
 
 
 class OrderedDataConfig(ray.train.DataConfig):
-    """Ray's own `configure` hard-codes `equal=True`, which tears the last blocks into rows and drops some."""
+    """Ray's own `configure` hard-codes `equal=True`, which tears the last blocks into rows and drops some.
+
+    The ranks of a team (layout.py) have one split together, from which its first rank reads.
+    """
+
+    def __init__(self, team: int = 1) -> None:
+        super().__init__()
+        self.team = team
 
     def configure(
         self,
@@ -32,8 +40,9 @@ class OrderedDataConfig(ray.train.DataConfig):
         **kwargs: Any,
     ) -> list[dict[str, ray.data.DataIterator]]:
         # No locality hints: with them a block goes to the rank that is near it instead of the rank whose turn it is.
-        splits = {name: ds.streaming_split(world_size, equal=False) for name, ds in datasets.items()}
-        return [{name: split[rank] for name, split in splits.items()} for rank in range(world_size)]
+        streams = world_size // self.team
+        splits = {name: ds.streaming_split(streams, equal=False) for name, ds in datasets.items()}
+        return [{name: split[rank // self.team] for name, split in splits.items()} for rank in range(world_size)]
 
 
 class FailureReport(ControllerCallback):
@@ -107,15 +116,22 @@ def make_trainer(
     )
     policy: OneReservation = FixedSize(scaling, run.uri)
     if lo != hi:
-        stable_s, per_step = config.train.resize_stable_s, config.slot_blocks_per_step
-        policy = UsefulSizes(scaling, run.uri, per_step, stable_s, data_cpus, spec.recorder, committed_step)
+        policy = UsefulSizes(
+            scaling,
+            run.uri,
+            sizes_of(config),
+            config.train.resize_stable_s,
+            data_cpus,
+            spec.recorder,
+            lambda: asked_step(run),
+        )
 
     return PolicyTorchTrainer(
         train_loop,
         scaling_policy=policy,
         train_loop_config=spec,
         datasets={"train": stream},
-        dataset_config=OrderedDataConfig(),
+        dataset_config=OrderedDataConfig(config.train.workers_per_stream),
         # Hosts agree among themselves over gloo, without waiting for their GPUs.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
         scaling_config=scaling,

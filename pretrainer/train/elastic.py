@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-from pretrainer.train.resize import GrowthGate, best_size, useful_sizes
+from pretrainer.train.resize import GrowthGate, best_size
 
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
 
@@ -52,17 +52,17 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         self,
         scaling_config: Any,
         reservation: str,
-        blocks_per_step: int,
+        sizes: list[int],
         stable_s: float,
         data_cpus: float,
         recorder: Any,
-        committed: Callable[[], int],
+        asked_step: Callable[[], int],
     ) -> None:
         super().__init__(scaling_config)
         self.reservation = reservation
-        self.sizes = useful_sizes(blocks_per_step, scaling_config.min_workers, scaling_config.max_workers)
+        self.sizes = sizes
         self.gate = GrowthGate(stable_s)
-        self.data_cpus, self.recorder, self.committed = data_cpus, recorder, committed
+        self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
 
     def _get_num_workers_for_resource_request(self) -> int:
         """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""
@@ -100,9 +100,9 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         if reserved is None:
             return NoopDecision()
         possible, size = self._count_possible_workers(reserved), worker_group_state.num_workers
-        committed_step = self.committed() if possible > size else 0
+        asked_step = self.asked_step() if possible > size else -1
         room = size if self.scaling_config.use_gpu else self._beside_data()
-        verdict = self.gate.look(time.monotonic(), size, possible or None, room, committed_step)
+        verdict = self.gate.look(time.monotonic(), size, possible or None, room, asked_step)
         if verdict == "checkpoint":
             self.recorder.request_checkpoint.remote()
         return self._get_resize_decision(possible) if verdict in ("grow", "shrink") else NoopDecision()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pretrainer.model.balance import GroupCounts, auxiliary_sum, expert_counts, move_expert_biases
 from pretrainer.model.moe import Router
+from pretrainer.model.ring import Ring
 from pretrainer.model.transformer import Transformer
 
 
@@ -26,14 +27,17 @@ def needs_slot_block_counts(model: nn.Module) -> bool:
     return mixture is not None and mixture.config.moe.balance == "slot_block"
 
 
-def routed_counts(model: nn.Module, valid: Tensor) -> GroupCounts:
+def routed_counts(model: nn.Module, valid: Tensor, ring: Ring | None = None) -> GroupCounts:
     """What the forward pass that just ran adds to the counts of its slot block; valid [b, S] as in balance.py."""
     mixture = _mixture(model)
     assert mixture is not None
-    return GroupCounts(expert_counts(mixture.routing, valid), valid.sum())
+    counts = GroupCounts(expert_counts(mixture.routing, valid), valid.sum())
+    return counts if ring is None else GroupCounts(*map(ring.sum, counts))
 
 
-def auxiliary_loss(model: nn.Module, valid: Tensor, slot_block: GroupCounts | None) -> Tensor | None:
+def auxiliary_loss(
+    model: nn.Module, valid: Tensor, slot_block: GroupCounts | None, ring: Ring | None = None
+) -> Tensor | None:
     """What the forward pass that just ran adds to the summed loss, None for a dense model.
 
     It also counts the pass's tokens per expert. A dummy gives a valid [b, S] that is false everywhere and adds 0.
@@ -43,7 +47,7 @@ def auxiliary_loss(model: nn.Module, valid: Tensor, slot_block: GroupCounts | No
         return None
     counts = expert_counts(mixture.routing, valid)
     mixture.expert_tokens = counts if mixture.expert_tokens is None else mixture.expert_tokens + counts
-    loss = auxiliary_sum(mixture.routing, valid, mixture.config.moe, slot_block)
+    loss = auxiliary_sum(mixture.routing, valid, mixture.config.moe, slot_block, ring)
     mixture.routing = []  # it holds the graph of the pass
     return loss
 
@@ -61,7 +65,7 @@ def take_expert_tokens(model: nn.Module) -> Tensor | None:
         shape = (mixture.config.layers, mixture.config.moe.experts)
         counts = torch.zeros(shape, dtype=torch.int64, device=mixture.embed.weight.device)
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(counts)
+        dist.all_reduce(counts, group=getattr(model, "token_group", None))
     return counts
 
 

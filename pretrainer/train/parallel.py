@@ -1,20 +1,20 @@
-"""FSDP2 around the one-device model. The order, once and for all: build on meta, float8, shard each block, shard the
-root, allocate; then `init_weights` or `load_sharded` fills the parameters, and the optimizer is built last.
+"""What stands around the one-device model. The order, once and for all: build on meta, float8, split matrices (tensor
+parallelism), recompute and compile blocks, shard each block, shard the root (FSDP2), allocate; then `init_weights` or
+`load_sharded` fills the parameters, and the optimizer is built last.
 
 Exact mode needs the whole model on every rank instead: a replica, which nothing is summed for behind its back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
-    FSDPModule,
+    CPUOffloadPolicy,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -24,9 +24,11 @@ from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.float8 import check_float8, use_float8
 from pretrainer.model.flops import check_exact_memory
 from pretrainer.model.loss import LossSettings
-from pretrainer.model.transformer import KVCache, Transformer
-
-RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
+from pretrainer.model.memory_plan import RESHARD_FROM_PARAMETERS, is_alone
+from pretrainer.model.transformer import Transformer
+from pretrainer.train.layout import Layout, Ranks
+from pretrainer.train.recompute import prepare_blocks
+from pretrainer.train.tensor_parallel import split_matrices
 
 
 def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -43,45 +45,60 @@ def loss_settings(config: TrainConfig) -> LossSettings:
     return LossSettings(config.loss_chunk_tokens, config.z_loss)
 
 
-def data_mesh(device: torch.device) -> DeviceMesh:
-    """All ranks of the process group in one data-parallel dimension."""
-    return init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("data",))
+def _shard_module(module: nn.Module, settings: dict[str, Any]) -> None:
+    sharded = fully_shard(module, **settings)
+    sharded.set_gradient_divide_factor(1.0)
+    # Else the factor 1 becomes a premultiplied sum, which gloo does not have.
+    sharded.set_force_sum_reduction_for_comms(True)
 
 
-def shard(model: Transformer, mesh: DeviceMesh, precision: torch.dtype, device: torch.device) -> Transformer:
+def shard(model: Transformer, mesh: DeviceMesh, train: TrainConfig, device: torch.device) -> Transformer:
     """Shard the model in place over the mesh (FSDP2, Zhao et al. 2023, arXiv:2304.11277) and allocate it if it is on
     meta.
 
-    Parameters, gradients and their reduction stay float32; only gathered parameters and activations have `precision`.
-    Gradients are summed over ranks, not averaged: `train_step` has divided by the global number of targets already.
+    Parameters, gradients and their reduction stay float32; only gathered parameters and activations have the type of
+    matrix products. Gradients are summed over ranks, not averaged: `train_step` has divided by the global number of
+    targets already. On a mesh of two dimensions the first one has copies (HSDP).
     """
     # RoPE tables are inputs of the blocks and must stay float32, so nothing is cast at block boundaries.
+    precision = precision_for(train, device)
     param_dtype = None if precision == torch.float32 else precision
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # Small models keep gathered parameters until the backward pass: measured 1.2 to 1.4 times the speed
     # (log 2026-11-20).
     reshard = sum(p.numel() for p in model.parameters()) > RESHARD_FROM_PARAMETERS
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            # Else the factor 1 becomes a premultiplied sum, which gloo does not have.
-            module.set_force_sum_reduction_for_comms(True)
+    settings: dict[str, Any] = dict(mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    if train.cpu_offload:
+        settings["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+    for module in (*model.blocks, model):
+        _shard_module(module, settings)
     register_fsdp_forward_method(model, "hidden")
     if any(parameter.is_meta for parameter in model.parameters()):
-        model.to_empty(device=device)
+        model.to_empty(device="cpu" if train.cpu_offload else device)
+    for module in model.modules():  # what is offloaded are parameters
+        there = {name: buffer.to(device) for name, buffer in module._buffers.items() if buffer is not None}
+        module._buffers.update(there)
     return model
 
 
-def build_sharded(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
+def build_sharded(
+    config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device, ranks: Ranks | None = None
+) -> Transformer:
     """An allocated, sharded model whose parameters are still to be filled; every rank of the process group calls it."""
+    ranks = ranks or Ranks(Layout.of(train, dist.get_world_size()), device.type)
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
     if train.float8:
         use_float8(model)
-    return shard(model, data_mesh(device), precision_for(train, device), device)
+    if ranks.layout.tensor > 1:
+        split_matrices(model, ranks.mesh["tensor"])
+    prepare_blocks(model, train)
+    if is_alone(train, ranks.layout.world, precision_for(train, device) == torch.float32):
+        model.to_empty(device=device)
+    else:
+        shard(model, ranks.sharding, train, device)
+    model.token_group = ranks.tokens  # type: ignore[assignment]  # read by step.py and experts.py
+    return model
 
 
 class Replica(Transformer):
@@ -89,16 +106,9 @@ class Replica(Transformer):
 
     precision = torch.float32
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        output: Callable[[Tensor, Tensor], Tensor] = F.linear,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.autocast(tokens.device.type, self.precision, enabled=self.precision != torch.float32):
-            return super().forward(tokens, positions, document_ids, cache, output)
+            return super().forward(tokens, *args, **kwargs)
 
 
 def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Replica:
@@ -112,17 +122,22 @@ def build_replicated(config: ModelConfig, vocab_size: int, train: TrainConfig, d
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
         check_exact_memory(config, vocab_size, model.precision == torch.bfloat16, there, "this GPU")
+    prepare_blocks(model, train)
     return model.to_empty(device=device)
 
 
-def build_model(config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device) -> Transformer:
-    """Sharded over the process group, or in exact mode a replica; every rank calls it.
+def build_model(
+    config: ModelConfig, vocab_size: int, train: TrainConfig, device: torch.device, ranks: Ranks | None = None
+) -> Transformer:
+    """Sharded over the process group, or in exact mode a replica; every rank calls it. ranks: made anew if not given.
 
     Raises ConfigError for what the device cannot do.
     """
     if train.float8:
         check_float8(device)
-    build = build_replicated if train.exact else build_sharded
-    model = build(config, vocab_size, train, device)
+    if train.exact:
+        model: Transformer = build_replicated(config, vocab_size, train, device)
+    else:
+        model = build_sharded(config, vocab_size, train, device, ranks)
     model.loss_settings = loss_settings(train)  # type: ignore[assignment]  # any value may be set; step.py reads it
     return model

@@ -13,15 +13,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrainer.config import Config
+
 BACKOFF_LIMIT = 64
 """`stable_s` is doubled after each growth that did not last, up to this factor."""
 
 
-def useful_sizes(blocks_per_step: int, smallest: int, largest: int) -> list[int]:
-    """World sizes from smallest to largest with fewer rounds per step than the one below; the smallest counts."""
-    rounds = [-(-blocks_per_step // size) for size in range(smallest, largest + 1)]
+def useful_sizes(blocks_per_step: int, smallest: int, largest: int, team: int = 1, multiple: int = 1) -> list[int]:
+    """World sizes from smallest to largest with fewer rounds per step than the one below; the smallest counts.
+
+    A team of ranks trains on the same slot blocks, and a size is a multiple of `multiple`, as the smallest is.
+    """
+    sizes = range(smallest, largest + 1, multiple)
+    rounds = [-(-blocks_per_step // (size // team)) for size in sizes]
     below = [rounds[0] + 1, *rounds]
-    return [smallest + i for i, count in enumerate(rounds) if count < below[i]]
+    return [size for size, count, before in zip(sizes, rounds, below, strict=False) if count < before]
+
+
+def sizes_of(config: Config) -> list[int]:
+    """The useful sizes of an elastic run."""
+    train, (lo, hi) = config.train, config.train.worker_range
+    return useful_sizes(config.slot_blocks_per_step, lo, hi, train.workers_per_stream, train.worker_multiple)
 
 
 def best_size(sizes: list[int], possible: int) -> int | None:
@@ -39,17 +51,18 @@ class GrowthGate:
     stable_s: float
     factor: int = 1
     since_s: float | None = None  # a larger size has been possible from then on
-    asked_at_step: int | None = None  # the committed step when a checkpoint was asked for
+    asked_at_step: int | None = None  # the last step that had been saved on request when a checkpoint was asked for
     grown_at_s: float | None = None
 
     @property
     def wait_s(self) -> float:
         return self.stable_s * self.factor
 
-    def look(self, now_s: float, size: int, possible: int | None, room: int, committed_step: int) -> Verdict:
-        """What to do: `size` workers run, `possible` is the best size now, `committed_step` has the last checkpoint.
+    def look(self, now_s: float, size: int, possible: int | None, room: int, asked_step: int) -> Verdict:
+        """What to do: `size` workers run, `possible` is the best size now.
 
-        room: how many workers leave the data stages their CPUs.
+        room: how many workers leave the data stages their CPUs. asked_step: of the last committed checkpoint that was
+        asked for, -1 without one; after any other the workers train on, and growing then would lose their steps.
         """
         if room < size and possible is not None and possible < size:
             return "shrink"
@@ -61,9 +74,9 @@ class GrowthGate:
         if now_s - self.since_s < self.wait_s:
             return "stay"
         if self.asked_at_step is None:
-            self.asked_at_step = committed_step
+            self.asked_at_step = asked_step
             return "checkpoint"
-        if committed_step == self.asked_at_step:
+        if asked_step <= self.asked_at_step:
             return "stay"
         self.since_s = self.asked_at_step = None
         self.grown_at_s = now_s

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from pretrainer.model.balance import GroupCounts
 from pretrainer.model.loss import IGNORE, Loss, LossSettings, chunk_tokens, chunked_loss, whole_loss
-from pretrainer.model.transformer import Transformer
+from pretrainer.model.ring import Ring
+from pretrainer.model.transformer import Transformer, logits
 from pretrainer.train.experts import (
     auxiliary_loss,
     balance_experts,
@@ -35,7 +36,7 @@ from pretrainer.train.scaling import LossScale
 
 __all__ = [
     "IGNORE", "MicroBatch", "StepResult", "accumulate_gradients", "all_reduce_sum", "apply_gradient", "batch_loss",
-    "dropout_seed", "gradient_norm", "nll_sum", "train_step",
+    "dropout_seed", "gradient_norm", "nll_sum", "token_group", "train_step",
 ]  # fmt: skip
 
 
@@ -49,6 +50,7 @@ class MicroBatch:
     document_ids: Tensor | None  # [b, S] int64, or None where every row may attend to all of itself
     seed: int = 0  # of dropout
     slot_block: int = 0  # its number in the run; a slot block's micro-batches follow each other on one rank
+    ring: Ring | None = None  # then the others are this rank's part of the rows, but document_ids are whole
 
 
 def dropout_seed(run_seed: int, step: int, slot_block: int, micro_batch: int) -> int:
@@ -57,18 +59,26 @@ def dropout_seed(run_seed: int, step: int, slot_block: int, micro_batch: int) ->
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
 
-def all_reduce_sum(values: Sequence[float], device: torch.device | str) -> list[float]:
-    """Sums over the ranks as float64, exact for integers up to 2**53; without a process group the values themselves.
+def token_group(model: nn.Module) -> dist.ProcessGroup | None:
+    """The ranks whose tokens differ, for sums over tokens; None for all ranks (see layout.py)."""
+    return getattr(model, "token_group", None)
+
+
+def all_reduce_sum(
+    values: Sequence[float], device: torch.device | str, group: dist.ProcessGroup | None = None
+) -> list[float]:
+    """Sums over the ranks (of the group) as float64, exact for integers up to 2**53; without a process group the
+    values themselves.
 
     With device="cpu" the ranks' hosts agree among themselves and no GPU is waited for.
     """
-    return sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+    return sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=device), group).tolist()
 
 
-def sum_over_ranks(total: Tensor) -> Tensor:
+def sum_over_ranks(total: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The tensor, summed over the ranks in place; it stays on its device, and the host does not wait."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
     return total
 
 
@@ -80,10 +90,15 @@ def batch_loss(model: nn.Module, batch: MicroBatch, live: bool = True, seed: Ten
     """
     settings = getattr(model, "loss_settings", LossSettings())
     arguments = batch.inputs, batch.positions, batch.document_ids
-    if isinstance(model, Transformer) and batch.targets.numel() > chunk_tokens(settings, model.vocab_size):
-        chunked = partial(chunked_loss, targets=batch.targets, live=live, settings=settings, seed=seed)
-        return model(*arguments, None, chunked)
-    return whole_loss(model(*arguments), batch.targets, live, settings.z_loss)
+    if not isinstance(model, Transformer):
+        return whole_loss(model(*arguments), batch.targets, live, settings.z_loss)
+
+    def loss(hidden: Tensor, weight: Tensor) -> Any:
+        if isinstance(weight, DTensor) or batch.targets.numel() > chunk_tokens(settings, model.vocab_size):
+            return chunked_loss(hidden, weight, batch.targets, live, settings, seed)
+        return whole_loss(logits(hidden, weight), batch.targets, live, settings.z_loss)
+
+    return model(*arguments, None, loss, batch.ring)
 
 
 def nll_sum(model: nn.Module, batch: MicroBatch, live: bool = True) -> Tensor:
@@ -116,8 +131,8 @@ def _slot_block_counts(model: nn.Module, runs: Sequence[tuple[MicroBatch, bool]]
     tokens: dict[int, Tensor] = {}
     for batch, live in runs:  # dummies too: sharded models gather their parameters in step
         torch.manual_seed(batch.seed)
-        model(batch.inputs, batch.positions, batch.document_ids, None, _states)
-        counts, number = routed_counts(model, (batch.targets != IGNORE) & live), batch.slot_block
+        model(batch.inputs, batch.positions, batch.document_ids, None, _states, batch.ring)
+        counts, number = routed_counts(model, (batch.targets != IGNORE) & live, batch.ring), batch.slot_block
         chosen[number] = chosen.get(number, 0) + counts.chosen
         tokens[number] = tokens.get(number, 0) + counts.tokens
     return [GroupCounts(chosen[batch.slot_block], tokens[batch.slot_block]) for batch, _live in runs]
@@ -139,7 +154,7 @@ def accumulate_gradients(
         _sync_on(model, index == len(runs) - 1)
         torch.manual_seed(batch.seed)
         loss = batch_loss(model, batch, live, seed)
-        auxiliary = auxiliary_loss(model, (batch.targets != IGNORE) & live, counts)
+        auxiliary = auxiliary_loss(model, (batch.targets != IGNORE) & live, counts, batch.ring)
         objective = loss.objective if auxiliary is None else loss.objective + auxiliary
         (objective / denominator if seed is None else objective * seed).backward()
         total += loss.nll
@@ -173,7 +188,7 @@ def train_step(
     denominator = float(max(1, global_targets))
     scale = None if loss_scale is None else loss_scale.scale
     local = accumulate_gradients(model, batches, dummies, denominator, scale)
-    loss = sum_over_ranks(local) / denominator
+    loss = sum_over_ranks(local, token_group(model)) / denominator
     return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, loss_scale)
 
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import time
-from dataclasses import asdict
 from functools import partial
 
 import ray
@@ -24,17 +21,19 @@ from torch import nn
 from pretrainer.config import Config
 from pretrainer.errors import DamagedError, PretrainerError, StreamError, find_cause
 from pretrainer.model.generate import generate_in_lockstep
+from pretrainer.model.ring import Ring
 from pretrainer.model.transformer import init_weights
 from pretrainer.schema import Batch, from_ipc
 from pretrainer.storage import Store
 from pretrainer.train import batch as slots
 from pretrainer.train.audit import Audit
-from pretrainer.train.blocks import BlockSource
-from pretrainer.train.checkpoint import load_sharded, save_sharded
-from pretrainer.train.committed import folder_name, keep_snapshot, remove_uncommitted
+from pretrainer.train.blocks import open_blocks
+from pretrainer.train.checkpoint import load_sharded
+from pretrainer.train.committed import remove_uncommitted
 from pretrainer.train.evaluate import Evaluation, evaluate
-from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic
+from pretrainer.train.exact import BlockSum, exact_train_step, make_deterministic
 from pretrainer.train.feed import Feed, Prepared
+from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.memory import keep_freed_memory
 from pretrainer.train.objective import how_of, lesson, target_bytes
 from pretrainer.train.optimizer import build_optimizer
@@ -42,10 +41,12 @@ from pretrainer.train.parallel import build_model
 from pretrainer.train.phases import Phases, process_age_s, pulse_period_s
 from pretrainer.train.preemption import PreemptedError, PreemptionWatch, seconds_left
 from pretrainer.train.reporter import Reporter
+from pretrainer.train.saving import Saving
 from pretrainer.train.scaling import LossScale, first_scale
 from pretrainer.train.schedule import learning_rate
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import MicroBatch, all_reduce_sum, train_step
+from pretrainer.train.upload import RayCommits
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     _set_threads(config)
     if device.type == "cpu":
         keep_freed_memory()
-    model = build_model(config.model, spec.vocab_size, config.train, device)
+    ranks = Ranks(Layout.of(config.train, world), device.type)
+    layout, ring = ranks.layout, Ring.of(ranks.ring)
+    model = build_model(config.model, spec.vocab_size, config.train, device, ranks)
     optimizer = build_optimizer(model, config.train)
     state = _restore(spec, model, optimizer)
     is_new = state is None
@@ -109,17 +112,18 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     loss_scale = _loss_scale(config, state, device)
     reporter = Reporter(spec, rank, world, device, phases)
     reporter.start(state, import_s)
-    held_out = load_held_out(spec, device)
+    held_out = load_held_out(spec, device, ring)
     audit = Audit.begin(spec, rank, world, state.step)
     if rank == 0:
         remove_uncommitted(Store(spec.run_uri), audit.attempt)
+    saving = Saving(spec, model, optimizer, audit, phases, RayCommits(spec.fingerprint))
     if is_new:  # never a committed step again: Ray would keep it twice and fail when it deletes it the second time
-        _save(spec, model, optimizer, state, audit, phases)
-        reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
+        saving.save(state)
+        reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     total, end, every = config.total_steps, spec.end_step, config.train
     if state.step == total:  # the driver was lost between the last checkpoint and the summary
-        reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
-    blocks = BlockSource(spec, rank, world, state.step, phases)
+        reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
+    blocks = open_blocks(spec, ranks, rank, state.step, phases)
     watch = PreemptionWatch(rank)
     block_sum = BlockSum(model, config.slot_blocks_per_step, every.global_batch_tokens) if every.exact else None
     feed, stop = Feed(device), False
@@ -127,10 +131,11 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         step, began_s = state.step, time.perf_counter()
         mine, wait_s = blocks.take(step)
         phases.enter("agree", step)
-        prepared = feed.prepare(partial(_prepare, spec, device, step), mine)
+        prepared = feed.prepare(partial(_prepare, spec, device, ring, step), mine)
         counts = [sum(p.targets for p in prepared), blocks.missing(step, mine)]
         asked = [reporter.stop_requested, reporter.checkpoint_requested, watch.due()]
         targets, missing, stops, wanted, look = all_reduce_sum([*counts, *asked], "cpu")
+        targets = int(targets) // layout.team  # every rank of a team counted them
         phases.enter("step", step)
         hidden_s = feed.hidden_s(time.perf_counter() - began_s)
         phases.hide(hidden_s)
@@ -140,20 +145,21 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         rate = learning_rate(config.train, step, total)
         by_block = [p.micro_batches for p in prepared]
         if block_sum is not None:
-            result = exact_train_step(model, optimizer, by_block, int(targets), rate, every.clip_norm, block_sum)
+            result = exact_train_step(model, optimizer, by_block, targets, rate, every.clip_norm, block_sum)
         else:
             micro = [one for several in by_block for one in several]
-            most = slots.max_blocks(step, config.slot_blocks_per_step, world) * len(by_block[0])
+            most = slots.max_blocks(step, config.slot_blocks_per_step, layout.streams) * len(by_block[0])
             dummies = most - len(micro)
-            result = train_step(model, optimizer, micro, dummies, int(targets), rate, every.clip_norm, loss_scale)
+            result = train_step(model, optimizer, micro, dummies, targets, rate, every.clip_norm, loss_scale)
         feed.launched()
-        audit.add(step, mine, [p.tokens for p in prepared], result)
+        if layout.reads(rank):
+            audit.add(step, mine, [p.tokens for p in prepared], result)
         state.step, state.tokens = step + 1, state.tokens + config.train.global_batch_tokens
-        reporter.step(state, result, rate, int(targets), max(0.0, wait_s - hidden_s))
+        reporter.step(state, result, rate, targets, max(0.0, wait_s - hidden_s))
         stop = stops > 0
         last = stop or state.step == end
         if state.step % every.validate_every_steps == 0 or last:
-            reporter.validation(state, validate(spec, model, held_out, rank, world, phases, state.step))
+            reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
         samples = state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last
         if samples and config.model.causal:  # a model that reads in both directions has no next token
             phases.enter("sample", state.step)
@@ -162,10 +168,12 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             )
             reporter.sample(state, [*spec.sample_prompt, *ids])
         notice = watch.look() if look else None
-        if state.step % every.checkpoint_every_steps == 0 or last or wanted or notice is not None:
+        leaving = bool(last or wanted or notice is not None)  # nothing is to be trained before it is committed
+        if leaving or state.step % every.checkpoint_every_steps == 0:
             _keep_scale(state, loss_scale)
-            _save(spec, model, optimizer, state, audit, phases)
-            reporter.checkpoint(state)
+            reporter.paused(saving.save(state, now=leaving, asked=wanted > 0))
+        for saved in saving.check():
+            reporter.checkpoint(state, saved)
         if notice is not None and not last:
             reporter.preempted(state, seconds_left(notice))
             raise PreemptedError(f"a node is taken away; step {state.step} is saved")
@@ -174,8 +182,10 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             time.sleep(RESIZE_PATIENCE_S)  # Ray ends this worker group now; what it would train would be lost
     if audit.lines_waiting:
         _keep_scale(state, loss_scale)
-        _save(spec, model, optimizer, state, audit, phases)
-        reporter.checkpoint(state)
+        saving.save(state, now=True)
+    saving.wait()
+    for saved in saving.check():
+        reporter.checkpoint(state, saved)
     reporter.finish(state, _ending(state.step, total, end, stop))
 
 
@@ -206,7 +216,9 @@ def _keep_scale(state: TrainState, loss_scale: LossScale | None) -> None:
         state.loss_scale, state.good_steps = loss_scale.read()
 
 
-def _prepare(spec: WorkerSpec, device: torch.device, step: int, number: int, batch: Batch) -> Prepared:
+def _prepare(
+    spec: WorkerSpec, device: torch.device, ring: Ring | None, step: int, number: int, batch: Batch
+) -> Prepared:
     config = spec.config
     tokens, learned = slots.to_tensor(batch, device), lesson(batch, number, how_of(config, spec.mask_vocabulary))
     micro = slots.micro_batches(
@@ -218,32 +230,9 @@ def _prepare(spec: WorkerSpec, device: torch.device, step: int, number: int, bat
         step=step,
         slot_block=number,
         learned=learned,
+        ring=ring,
     )
     return Prepared(tokens, micro, learned.targets)
-
-
-def _save(
-    spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, audit: Audit,
-    phases: Phases,
-) -> None:  # fmt: skip
-    """Audit log, then the sharded checkpoint, then its commit by Ray Train (a barrier over all ranks)."""
-    phases.enter("checkpoint", state.step)
-    if spec.fence is not None and audit.rank == 0:
-        spec.fence.check()
-    if audit.rank == 0:
-        keep_snapshot(Store(spec.run_uri))
-    state.order_digest = audit.write(state)
-    state.weights_sha256 = agreed_digest(model) if spec.config.train.exact else None
-    folder = tempfile.mkdtemp(prefix="pretrainer-checkpoint-")
-    try:
-        save_sharded(model, optimizer, asdict(state), folder)
-        ray.train.report(
-            {"step": state.step, "fingerprint": spec.fingerprint},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=folder_name(state.step, audit.attempt),
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _restore(spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:
@@ -261,23 +250,27 @@ def _restore(spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimize
     return state
 
 
-def load_held_out(spec: WorkerSpec, device: torch.device) -> dict[str, list[MicroBatch]]:
-    """Held-out micro-batches by source; the same list on every rank."""
+def load_held_out(spec: WorkerSpec, device: torch.device, ring: Ring | None) -> dict[str, list[MicroBatch]]:
+    """Held-out micro-batches by source; the same list on every rank, or on each its part of the rows."""
     config, out = spec.config, {}
     for source in config.data.sources:
         table = from_ipc(Store(spec.data_uri).read(f"held_out/{source.name}.arrow"))
         batches = [Batch.from_row(row, spec.held_out_seq_len) for row in table.to_pylist()]
         out[source.name] = [
-            micro for b in batches if b.lengths.any() for micro in _prepare(spec, device, 0, b.block, b).micro_batches
+            micro
+            for b in batches
+            if b.lengths.any()
+            for micro in _prepare(spec, device, ring, 0, b.block, b).micro_batches
         ]
     return out
 
 
 def validate(
-    spec: WorkerSpec, model: nn.Module, held_out: dict[str, list[MicroBatch]], rank: int, world: int, phases: Phases,
-    step: int,
+    spec: WorkerSpec, model: nn.Module, held_out: dict[str, list[MicroBatch]], layout: Layout, rank: int,
+    phases: Phases, step: int,
 ) -> dict[str, Evaluation]:  # fmt: skip
     """Held-out loss by source; of masked tokens, bits per byte are estimated from their share."""
     phases.enter("validate", step)
     text_bytes = {name: target_bytes(spec.config.train, size) for name, size in spec.held_out_bytes.items()}
-    return {name: evaluate(model, batches, text_bytes[name], rank, world) for name, batches in held_out.items()}
+    stream, streams = layout.stream_rank(rank), layout.streams
+    return {name: evaluate(model, batches, text_bytes[name], stream, streams) for name, batches in held_out.items()}

@@ -2,13 +2,15 @@
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from pretrainer.config import ModelConfig, TrainConfig
+from pretrainer.model.ring import Ring
 from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, PAD, Batch
 from pretrainer.train.batch import max_blocks, micro_batches, owned_blocks, to_tensor, valid_targets
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_model
-from pretrainer.train.step import all_reduce_sum, train_step
+from pretrainer.train.step import train_step
 from tests.model.fill import fill
 
 CPU = torch.device("cpu")
@@ -34,31 +36,38 @@ def slot_block(number: int, sequences: int = SEQUENCES, seq_len: int = SEQ_LEN) 
     return Batch(0, number, 0, grid, np.array(sorted(begins), dtype=np.int32), lengths)
 
 
-def pieces(number: int, step: int, micro: int = 1) -> list:
+def pieces(number: int, step: int, micro: int = 1, ring: Ring | None = None) -> list:
     block = slot_block(number)
     return micro_batches(
-        to_tensor(block), block, sequences=micro, document_mask=True, run_seed=7, step=step, slot_block=number
-    )
+        to_tensor(block), block, sequences=micro, document_mask=True, run_seed=7, step=step, slot_block=number,
+        ring=ring,
+    )  # fmt: skip
 
 
-def build(model_config=MODEL, train=TRAIN):
+def build(model_config=MODEL, train=TRAIN, ranks=None):
     """(sharded model, optimizer) of this rank."""
-    model = fill(build_model(model_config, VOCAB, train, CPU))
+    model = fill(build_model(model_config, VOCAB, train, CPU, ranks))
     return model, build_optimizer(model, train)
 
 
-def run_steps(model, optimizer, rank, world, first, last, loss_scale=None):
-    """Train steps first..last-1 as the trainer does; returns their results."""
+def run_steps(model, optimizer, rank, world, first, last, ring=None, micro=1, loss_scale=None):
+    """Train steps first..last-1 as the trainer does; returns their results. rank and world are those of the streams."""
     results = []
     for step in range(first, last):
         own = owned_blocks(step, BLOCKS_PER_STEP, rank, world)
-        batches = [piece for number in own for piece in pieces(number, step)]
-        dummies = max_blocks(step, BLOCKS_PER_STEP, world) * SEQUENCES - len(batches)
-        (targets,) = all_reduce_sum([sum(valid_targets(slot_block(number)) for number in own)], CPU)
-        results.append(train_step(model, optimizer, batches, dummies, int(targets), 1e-2, TRAIN.clip_norm, loss_scale))
+        batches = [piece for number in own for piece in pieces(number, step, micro, ring)]
+        dummies = max_blocks(step, BLOCKS_PER_STEP, world) * (SEQUENCES // micro) - len(batches)
+        everything = range(step * BLOCKS_PER_STEP, (step + 1) * BLOCKS_PER_STEP)
+        targets = sum(valid_targets(slot_block(number)) for number in everything)
+        results.append(train_step(model, optimizer, batches, dummies, targets, 1e-2, TRAIN.clip_norm, loss_scale))
     return results
 
 
 def full_weights(model):
     """Name -> whole plain tensor; every rank calls it."""
-    return {n: p.detach().full_tensor().clone().numpy() for n, p in model.named_parameters()}
+    return {n: whole(p.detach()).clone().numpy() for n, p in model.named_parameters()}
+
+
+def whole(tensor):
+    """All elements of a tensor that may be sharded; every rank calls it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -15,7 +15,9 @@ import ray.train
 
 from pretrainer.errors import StreamError
 from pretrainer.schema import SLOT_BLOCK, Batch
-from pretrainer.train.blocks import BlockSource
+from pretrainer.train.batch import owned_blocks
+from pretrainer.train.blocks import BlockSource, open_blocks
+from pretrainer.train.layout import Layout
 from pretrainer.train.phases import Phases
 from tests.train.specs import BLOCKS_PER_STEP, PATTERN, block, worker_spec
 
@@ -130,3 +132,35 @@ def test_only_the_ranks_without_their_block_miss_one(monkeypatch: pytest.MonkeyP
         source = blocks(monkeypatch, dealt(0, rank, 4, until=5), rank, 4, 0)
         found.append(source.missing(0, source.take(0)[0]))
     assert found == [0, 1, 0, 0]  # block 5 is rank 1's
+
+
+class Team:
+    """Ranks of a team in one process: what its reader gives is what the next one gets."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout, self.told = layout, []  # type: ignore[var-annotated]
+
+    def from_reader(self, value: Any) -> Any:
+        if value is not None:
+            self.told.append(value)
+        return self.told[-1]
+
+
+def test_a_team_takes_what_its_reader_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks in teams of two: both ranks of a team have the slot blocks that a rank of two would have."""
+
+    def unread(_name: str) -> None:
+        raise AssertionError("only a team's first rank reads")
+
+    for stream in range(2):
+        team: Any = Team(Layout(4, tensor=2))
+        monkeypatch.setattr(ray.train, "get_dataset_shard", {"train": Shard(dealt(1, stream, 2))}.__getitem__)
+        reader = open_blocks(worker_spec(), team, 2 * stream, 1, Phases(0, 4, 0, "node", print, 5.0))
+        monkeypatch.setattr(ray.train, "get_dataset_shard", unread)
+        other = open_blocks(worker_spec(), team, 2 * stream + 1, 1, Phases(1, 4, 0, "node", print, 5.0))
+        for step in range(1, 4):
+            mine, its = reader.take(step)[0], other.take(step)[0]
+            assert its == mine
+            assert [n for n, _batch in mine] == list(owned_blocks(step, BLOCKS_PER_STEP, stream, 2, reader.dealt_from))
+            assert reader.missing(step, mine) == other.missing(step, its) == 0
+            assert other.missing(step, its[:-1]) == 1

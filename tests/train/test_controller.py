@@ -204,6 +204,13 @@ def test_whole_blocks_are_dealt_in_turn_wherever_they_are(world: int) -> None:
     assert splits == world and options["equal"] is False and options.get("locality_hints") is None
 
 
+def test_a_team_has_one_split_together() -> None:
+    train: Any = Splitting("train")
+    shards: Any = OrderedDataConfig(team=2).configure({"train": train}, 4, None, None)
+    assert shards == [{"train": f"train-{stream}"} for stream in (0, 0, 1, 1)]
+    assert [splits for splits, _options in train.calls] == [2]
+
+
 def test_every_dataset_is_split_once(run: Store) -> None:
     first, second = Splitting("a"), Splitting("b")
     datasets: Any = {"a": first, "b": second}

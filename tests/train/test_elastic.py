@@ -19,6 +19,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pretrainer.train.elastic import PolicyTorchTrainer, UsefulSizes
+from pretrainer.train.resize import useful_sizes
 
 STABLE_S = 10.0
 
@@ -61,7 +62,8 @@ def policy(
     resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     scaling = ScalingConfig(num_workers=(smallest, largest), use_gpu=use_gpu, resources_per_worker=resources)  # type: ignore[arg-type]
     driver = Driver()
-    return UsefulSizes(scaling, "a run", blocks, STABLE_S, data_cpus, driver, lambda: driver.step), driver
+    sizes = useful_sizes(blocks, smallest, largest)
+    return UsefulSizes(scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step), driver
 
 
 def size(decision: Any) -> int | None:

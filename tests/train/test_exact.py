@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pretrainer.config import TrainConfig
 from pretrainer.errors import ConfigError, ReplicaError
 from pretrainer.model.flops import check_exact_memory, exact_memory_estimate_bytes
+from pretrainer.model.loss import Loss
 from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.train.batch import owned_blocks, valid_targets
 from pretrainer.train.checkpoint import load_sharded, save_sharded
@@ -62,7 +63,7 @@ def block_sum(losses: list[float], gradients: list[list[float]], tokens: int, ta
         model.values.grad = torch.tensor(gradient)
         total.add(torch.tensor(loss, dtype=torch.float64))
         assert model.values.grad is None
-    mean = total.take(targets)
+    mean = total.take(targets).item()
     return mean, model.values.grad
 
 
@@ -230,11 +231,11 @@ def build(train: TrainConfig = EXACT) -> tuple[Transformer, torch.optim.Optimize
 
 
 def poison(model: torch.nn.Module, step: int, blocks: int) -> Any:
-    """One slot block's logits are NaN, on the rank that holds it."""
+    """One slot block's loss is NaN, on the rank that holds it."""
     inputs = pieces(step * blocks + POISONED_BLOCK, step)[1].inputs
 
-    def hook(_module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
-        return out * math.nan if torch.equal(args[0], inputs) else out
+    def hook(_module: Any, args: Any, out: Loss) -> Loss:
+        return Loss(*(part * math.nan for part in out)) if torch.equal(args[0], inputs) else out
 
     return model.register_forward_hook(hook)
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrainer.train.resize import BACKOFF_LIMIT, GrowthGate, best_size, useful_sizes
+from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
+from pretrainer.train.resize import BACKOFF_LIMIT, GrowthGate, best_size, sizes_of, useful_sizes
 
 
 @given(st.integers(1, 200), st.integers(1, 200))
@@ -23,6 +24,16 @@ def test_useful_sizes_of_eight_blocks() -> None:
     assert useful_sizes(8, 5, 7) == [5]  # the smallest allowed one, useful or not
 
 
+def test_useful_sizes_of_teams() -> None:
+    """A team counts once, and sizes are whole groups of workers."""
+    assert useful_sizes(8, 2, 16, team=2, multiple=2) == [2, 4, 6, 8, 16]
+    assert useful_sizes(8, 4, 16, team=1, multiple=4) == [4, 8]
+    train = TrainConfig(steps=1, num_workers=(8, 16), global_batch_tokens=8192, tensor_parallel=2, shard_workers=4)
+    source = SourceConfig(name="text", uris="*.txt", preset="none")
+    config = Config(data=DataConfig(sources=(source,), seq_len=128, slot_sequences=8), train=train)
+    assert sizes_of(config) == [8, 16]
+
+
 @pytest.mark.parametrize(("possible", "size"), [(0, None), (1, 1), (3, 3), (7, 4), (8, 8), (99, 8)])
 def test_best_size_is_the_largest_useful_one_that_fits(possible: int, size: int | None) -> None:
     assert best_size([1, 2, 3, 4, 8], possible) == size
@@ -30,12 +41,13 @@ def test_best_size_is_the_largest_useful_one_that_fits(possible: int, size: int 
 
 def test_growth_waits_for_stability_and_then_for_a_checkpoint() -> None:
     gate = GrowthGate(stable_s=10)
-    assert gate.look(0, 2, 4, 9, committed_step=20) == "stay"
-    assert gate.look(9, 2, 4, 9, committed_step=20) == "stay"
-    assert gate.look(10, 2, 4, 9, committed_step=40) == "checkpoint"
-    assert gate.look(12, 2, 4, 9, committed_step=40) == "stay"
-    assert gate.look(14, 2, 4, 9, committed_step=47) == "grow"
-    assert gate.look(16, 4, 4, 9, committed_step=47) == "stay"
+    assert gate.look(0, 2, 4, 9, asked_step=20) == "stay"
+    assert gate.look(9, 2, 4, 9, asked_step=20) == "stay"
+    assert gate.look(10, 2, 4, 9, asked_step=20) == "checkpoint"
+    assert gate.look(12, 2, 4, 9, asked_step=20) == "stay"
+    assert gate.look(13, 2, 4, 9, asked_step=-1) == "stay", "Ray has deleted that one"
+    assert gate.look(14, 2, 4, 9, asked_step=47) == "grow"
+    assert gate.look(16, 4, 4, 9, asked_step=47) == "stay"
 
 
 def test_capacity_that_goes_away_begins_the_wait_anew() -> None:
@@ -60,9 +72,9 @@ def test_a_healthy_group_never_shrinks() -> None:
 
 def test_a_group_that_leaves_its_data_no_cpu_shrinks() -> None:
     gate = GrowthGate(stable_s=10)
-    assert gate.look(0, 4, 2, room=2, committed_step=0) == "shrink"
-    assert gate.look(0, 4, 4, room=3, committed_step=0) == "stay", "the size is the smallest there is"
-    assert gate.look(0, 4, None, room=1, committed_step=0) == "stay", "not even the smallest size fits"
+    assert gate.look(0, 4, 2, room=2, asked_step=0) == "shrink"
+    assert gate.look(0, 4, 4, room=3, asked_step=0) == "stay", "the size is the smallest there is"
+    assert gate.look(0, 4, None, room=1, asked_step=0) == "stay", "not even the smallest size fits"
 
 
 def grow(gate: GrowthGate, now: float) -> float:

@@ -176,7 +176,7 @@ def trained(train: TrainConfig, rank: int, world: int, overflow: bool = False) -
     if overflow and rank == 1:  # one rank's gradient alone is too large, until the scale is 2^8
         assert scale is not None
         model.norm.register_forward_hook(lambda _module, _args, out: _Overflow.apply(out, scale.scale))
-    results = run_steps(model, optimizer, rank, world, 0, 6 if overflow else 3, scale)
+    results = run_steps(model, optimizer, rank, world, 0, 6 if overflow else 3, loss_scale=scale)
     held_out = evaluate(model, [piece for number in range(100, 103) for piece in pieces(number, 0)], 1000, rank, world)
     lines = [(one.loss, one.grad_norm, one.applied) for one in results]
     return lines, full_weights(model), held_out.loss, None if scale is None else scale.read()
