@@ -164,10 +164,10 @@ class DataConfig:
 class TokenizerConfig:
     uri: str | None = None
     """Load this sentencepiece .model or Hugging Face tokenizer.json instead of training one."""
-    kind: Literal["bpe", "unigram"] = "bpe"
-    """Which sentencepiece model is trained."""
+    kind: Literal["bpe", "unigram", "char"] = "bpe"
+    """Which sentencepiece model is trained; char has a piece for every character."""
     vocab_size: int = 32_768
-    """Pieces of the trained tokenizer, special tokens and byte pieces included."""
+    """Pieces of the trained tokenizer, special tokens and byte pieces included; of char the most there may be."""
     train_bytes: int = 64 * MIB
     """Bytes of filtered text, from chunks chosen by hash, that the tokenizer is trained on."""
 

@@ -22,7 +22,7 @@ from pretrainer.data.tokenizer.text import ESCAPE, SPACE_MARK
 from pretrainer.data.tokenizer.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
 from pretrainer.schema import BOS, EOS, MASK, PAD, SPECIAL_TOKENS
 
-KINDS = ("bpe", "unigram")
+KINDS = ("bpe", "unigram", "char")
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 CODE = [(STDLIB / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "ast", "json/decoder", "textwrap")]
 UNSEEN = [(STDLIB / f"{name}.py").read_text(encoding="utf-8") for name in ("shlex", "heapq", "tokenize", "sched")]

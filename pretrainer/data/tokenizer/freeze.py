@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import pyarrow as pa
 import ray
@@ -18,7 +17,7 @@ from pretrainer.data.readers.source import Manifest
 from pretrainer.data.readers.units import permute
 from pretrainer.data.resources import freeze_resources
 from pretrainer.data.tokenizer.tokenizer import SentencePieceTokenizer, Tokenizer
-from pretrainer.data.tokenizer.train import train_tokenizer
+from pretrainer.data.tokenizer.train import TokenizerKind, train_tokenizer
 from pretrainer.errors import UserError
 from pretrainer.storage import Store
 
@@ -54,7 +53,7 @@ def _read_tokenizer(uri: str) -> bytes:
 
 
 @ray.remote(num_cpus=1)
-def _train_tokenizer(texts: list[str], kind: Literal["bpe", "unigram"], vocab_size: int) -> bytes:
+def _train_tokenizer(texts: list[str], kind: TokenizerKind, vocab_size: int) -> bytes:
     return train_tokenizer(texts, kind, vocab_size)
 
 

@@ -106,7 +106,8 @@ def _unigram(model: ModelProto) -> models.Model:
     return models.Unigram(vocab, unk_id=model.trainer_spec.unk_id, byte_fallback=True)
 
 
-_MODELS = {sp_proto.TrainerSpec.BPE: _bpe, sp_proto.TrainerSpec.UNIGRAM: _unigram}
+# Pieces of one character are a BPE without merges.
+_MODELS = {sp_proto.TrainerSpec.BPE: _bpe, sp_proto.TrainerSpec.CHAR: _bpe, sp_proto.TrainerSpec.UNIGRAM: _unigram}
 
 
 def merges(model: ModelProto) -> list[tuple[str, str]]:

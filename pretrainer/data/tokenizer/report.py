@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from pretrainer.data.tokenizer.tokenizer import Tokenizer, train_tokenizer
-from pretrainer.data.tokenizer.train import NUM_BYTE_PIECES
+from pretrainer.data.tokenizer.train import NUM_BYTE_PIECES, TokenizerKind
 from pretrainer.errors import UserError
 from pretrainer.schema import FIRST_TEXT_ID
 
@@ -52,7 +51,7 @@ def split_sample(documents: Sequence[str]) -> tuple[list[str], list[str]]:
 def compare(
     samples: Mapping[str, Sequence[str]],
     sizes: Sequence[int],
-    kind: Literal["bpe", "unigram"],
+    kind: TokenizerKind,
     count_parameters: Callable[[int], tuple[int, int]],
     languages: Mapping[str, str] | None = None,
 ) -> list[Row]:

@@ -1,7 +1,9 @@
-"""Training of the run's own tokenizer: sentencepiece BPE or unigram, with fixed special ids, byte-deterministic.
+"""Training of the run's own tokenizer: sentencepiece BPE, unigram or characters, with fixed special ids,
+byte-deterministic.
 
 BPE is Sennrich et al. 2016 (arXiv 1508.07909), unigram is Kudo 2018 (arXiv 1804.10959), both as sentencepiece
-(arXiv 1808.06226) has them. Departures from sentencepiece's defaults, each because text must come back unchanged:
+(arXiv 1808.06226) has them; char has a piece for every character of the sample, and no others. Departures from
+sentencepiece's defaults, each because text must come back unchanged:
 
   identity normalisation, no dummy prefix, all spaces kept; runs of spaces may be pieces (indentation)
   byte fallback: a character outside the vocabulary is its UTF-8 bytes, so <unk> is never produced
@@ -15,7 +17,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import sentencepiece
 
@@ -23,6 +25,7 @@ from pretrainer.data.tokenizer.text import LINE_DELIMITER, SEGMENT_CHARS, ModelP
 from pretrainer.errors import UserError
 from pretrainer.schema import SPECIAL_TOKENS
 
+TokenizerKind: TypeAlias = Literal["bpe", "unigram", "char"]
 NUM_BYTE_PIECES = 256
 SCORES_PER_NAT = 128
 
@@ -31,10 +34,11 @@ _UNTRAINABLE = re.compile(f"[\0\u2585{LINE_DELIMITER}]")
 _LAST_LINE_END = re.compile(r"\n(?!\n)")
 
 
-def train_tokenizer(texts: Iterable[str], kind: Literal["bpe", "unigram"], vocab_size: int, seed: int = 0) -> bytes:
+def train_tokenizer(texts: Iterable[str], kind: TokenizerKind, vocab_size: int, seed: int = 0) -> bytes:
     """Train on `texts` and return the bytes of a sentencepiece .model; the same texts in order give the same bytes.
 
-    Ids: schema.SPECIAL_TOKENS at 0 to 68, then 256 byte pieces, then text pieces. `vocab_size` counts all of them.
+    Ids: schema.SPECIAL_TOKENS at 0 to 68, then 256 byte pieces, then text pieces. `vocab_size` counts all of them; with
+    characters it is the most that there may be.
     `seed` sets sentencepiece's own generator; as all of the texts are used, it draws nothing from it.
     Raises UserError when the texts are empty or support fewer pieces than that (the message names the largest number).
     """
@@ -42,26 +46,28 @@ def train_tokenizer(texts: Iterable[str], kind: Literal["bpe", "unigram"], vocab
     sentencepiece.set_random_generator_seed(seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_blocks(texts), model_writer=output, **_settings(kind, vocab_size))
+            sentence_iterator=_blocks(texts, kind), model_writer=output, **_settings(kind, vocab_size))
     except RuntimeError as error:
         raise _user_error(str(error), vocab_size) or error from error
     model = sp_proto.ModelProto.FromString(output.getvalue())
     assert tuple(piece.piece for piece in model.pieces[: len(SPECIAL_TOKENS)]) == SPECIAL_TOKENS
     if kind == "unigram":
         _round_scores(model)
+    model.trainer_spec.pretokenization_delimiter = LINE_DELIMITER  # says that no piece crosses a line end
     return model.SerializeToString(deterministic=True)
 
 
-def _settings(kind: str, vocab_size: int) -> dict[str, Any]:
+def _settings(kind: TokenizerKind, vocab_size: int) -> dict[str, Any]:
     pad, bos, eos, unk, *control = SPECIAL_TOKENS
-    return dict(
+    own = dict(hard_vocab_limit=False) if kind == "char" else dict(pretokenization_delimiter=LINE_DELIMITER)
+    return own | dict(
         model_type=kind, vocab_size=vocab_size, control_symbols=control,
         pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece=pad, bos_piece=bos, eos_piece=eos, unk_piece=unk,
         byte_fallback=True, split_digits=True,
         # The rarest 0.01 % of characters become bytes; full coverage would spend a small vocabulary on stray symbols.
         character_coverage=0.9999,
         normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
-        allow_whitespace_only_pieces=True, pretokenization_delimiter=LINE_DELIMITER,
+        allow_whitespace_only_pieces=True,
         # Four bytes per character and a delimiter behind every character at worst; longer blocks are dropped silently.
         max_sentence_length=8 * SEGMENT_CHARS,
         num_threads=1,  # the sums of unigram's EM depend on how threads share the work
@@ -69,12 +75,15 @@ def _settings(kind: str, vocab_size: int) -> dict[str, Any]:
     )
 
 
-def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """Blocks of escaped text below max_sentence_length, with the delimiter behind every run of line ends."""
+def _blocks(texts: Iterable[str], kind: TokenizerKind) -> Iterator[str]:
+    """Blocks of escaped text below max_sentence_length, with the delimiter behind every run of line ends.
+
+    A piece of one character ends there anyway, and sentencepiece takes no delimiter then.
+    """
     for text in texts:
         for block in segments(escape(_UNTRAINABLE.sub("", text))):
             # The delimiter also keeps sentencepiece from stripping the line end of the block.
-            yield _LAST_LINE_END.sub("\n" + LINE_DELIMITER, block)
+            yield block if kind == "char" else _LAST_LINE_END.sub("\n" + LINE_DELIMITER, block)
 
 
 def _round_scores(model: ModelProto) -> None:
