@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -42,8 +42,10 @@ class Notes(Tracker):
 
 
 @pytest.fixture
-def notes() -> Notes:
-    return Notes()
+def notes() -> Iterator[Notes]:
+    notes = Notes()
+    yield notes
+    notes.is_away = False  # else the outbox goes on trying as long as the process lives
 
 
 def steps(*numbers: int, elapsed_s: float = 2.0) -> dict[str, Any]:
