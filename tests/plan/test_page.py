@@ -50,7 +50,7 @@ def test_tables_are_aligned_and_have_the_numbers_of_the_plan(name: str) -> None:
     found = planned(name)
     text = as_text(tables(found))
     assert [block.splitlines()[0].split(" of ")[0] for block in text.split("\n\n")] == [
-        "plan", "best split", "longer training", "batch and learning rate, by law", "memory by sharding",
+        "plan", "best split", "longer training", "batch and learning rate, by law", "other numbers", "memory by sharding",
         "tokens required and available",
     ]  # fmt: skip
     for table in tables(found):
@@ -87,24 +87,34 @@ def test_what_the_law_cannot_know_is_said() -> None:
 
 def test_sharding_rows_are_those_of_the_cluster_and_the_plans_is_among_them() -> None:
     found = planned("dollars")
-    memory = tables(found)[4]
+    memory = tables(found)[5]
     rows = {row[0]: row for row in memory.rows}
     assert {"a copy on each GPU", "FSDP inside a node", "FSDP over all", "of the plan"} <= set(rows)
     assert rows["a copy on each GPU"][-1] == "no" and rows["of the plan"][-1] == "yes"
     assert sum(map(float, rows["of the plan"][1:6])) == pytest.approx(float(rows["of the plan"][6]), abs=0.3)
 
 
+def test_other_numbers_of_gpus_are_shown_around_the_plans() -> None:
+    found = planned("dollars")
+    clusters = tables(found)[4]
+    counts = [int(row[0].split()[0].replace(",", "")) for row in clusters.rows]
+    assert counts == sorted(counts) and found.run.gpus in counts and 3 <= len(counts) <= 7
+    at = counts.index(found.run.gpus)
+    assert clusters.rows[at][:2] == (f"{found.run.gpus} (of the plan)", duration(found.cost.days))
+    assert counts[at + 1] == 2 * found.run.gpus
+
+
 def test_repeats_are_told() -> None:
     one = replace(example(), available=(Available("stdlib-code", 3e6, 0.97), Available("stdlib-prose", 2e5, 0.03, 0.5)))
-    table = tables(plan(tokens=1e8, base=one))[5]
+    table = tables(plan(tokens=1e8, base=one))[6]
     assert [row[0] for row in table.rows] == ["stdlib-code", "stdlib-prose"]
     assert [row[-1] for row in table.rows] == ["100%", "50%"] and table.rows[0][3] == "32.34"
     assert "worth" in table.notes[0] and "little any more" in table.notes[1] and "best spent on" in table.notes[1]
     enough = replace(example(), available=(Available("stdlib-code", 3e9, 1.0),))
-    assert tables(plan(tokens=1e8, base=enough))[5].notes == ["No token is seen twice."]
+    assert tables(plan(tokens=1e8, base=enough))[6].notes == ["No token is seen twice."]
     few = replace(example(), available=(Available("stdlib-code", 4e7, 1.0),))
-    assert len(tables(plan(tokens=1e8, base=few))[5].notes) == 1
-    assert "Nothing is prepared" in tables(planned("dollars"))[5].notes[0]
+    assert len(tables(plan(tokens=1e8, base=few))[6].notes) == 1
+    assert "Nothing is prepared" in tables(planned("dollars"))[6].notes[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- picture
@@ -135,7 +145,7 @@ def test_the_page_is_whole_loads_nothing_and_runs_nothing(name: str) -> None:
     text = render(planned(name)).decode()
     found = Elements(text)
     names = [tag for tag, _ in found.tags]
-    assert names.count("svg") == 3 and names.count("table") == 6 and not {"script", "img", "link", "iframe"} & {*names}
+    assert names.count("svg") == 3 and names.count("table") == 7 and not {"script", "img", "link", "iframe"} & {*names}
     assert not any(word in attrs for _, attrs in found.tags for word in ("src", "href", "style", "onload"))
     policy = next(attrs["content"] for _, attrs in found.tags if attrs.get("http-equiv"))
     digest = base64.b64encode(hashlib.sha256(found.style.encode()).digest()).decode()
