@@ -68,6 +68,7 @@ class Cluster:
     dashboard: str | None
     started_here: bool
     node_memory_bytes: float = math.inf  # what the largest node has for processes; inf where nobody knows
+    accelerators: tuple[str, ...] = ()  # Ray's names of the kinds of GPU, such as H100
 
 
 NOISE = (
@@ -197,4 +198,5 @@ def _describe(dashboard: str | None, started_here: bool) -> Cluster:
         f"http://{dashboard}" if dashboard else None,
         started_here,
         max((node["Resources"].get("memory", math.inf) for node in nodes), default=math.inf),
+        tuple(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:"))),
     )

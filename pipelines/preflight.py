@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from pipelines.cli import Cluster, cluster, running_cluster
 from pretrainer.config import Config, DataConfig
@@ -17,14 +16,9 @@ from pretrainer.data.pipeline import data_cpus
 from pretrainer.data.readers.source import Manifest
 from pretrainer.data.readers.units import UnitPlan
 from pretrainer.errors import ConfigError
-from pretrainer.model.flops import (
-    check_exact_memory,
-    exact_memory_estimate_bytes,
-    flops_per_token,
-    memory_estimate_bytes,
-    optimizer_state_bytes,
-)
+from pretrainer.model.flops import check_exact_memory, flops_per_token
 from pretrainer.model.hf import why_no_export
+from pretrainer.model.memory_plan import check_memory, device_bytes, memory_plan, plan_table
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store, redact
 from pretrainer.train.optimizer import check_optimizer
@@ -74,6 +68,7 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
     if training:
         _check_cpus(config, cluster)
         _check_exact(config, cluster)
+        _check_memory(config, cluster)
         _check_length(config, manifest)
     return manifest
 
@@ -110,6 +105,20 @@ def _check_exact(config: Config, cluster: Cluster) -> None:
     where = f"the cluster's largest node, for each of {together} workers on it,"
     half = config.train.precision == "bfloat16"
     check_exact_memory(config.model, config.tokenizer.vocab_size, half, cluster.node_memory_bytes / together, where)
+
+
+def _check_memory(config: Config, cluster: Cluster) -> None:
+    """A step must fit at the smallest number of workers, which shards least: on the largest kind of GPU, or a node."""
+    workers, on_gpu, vocab_size = config.train.worker_range[0], uses_gpu(config, cluster), config.tokenizer.vocab_size
+    if on_gpu:
+        known = [device_bytes(name) for name in cluster.accelerators]
+        if known and None not in known:
+            name, there = max(zip(cluster.accelerators, known, strict=True), key=lambda kind: kind[1] or 0.0)
+            check_memory(config, vocab_size, workers, on_gpu, there or 0.0, f"an {name} GPU")
+    elif not config.train.exact and not config.cluster.autoscaling:
+        together = -(-workers // cluster.nodes)
+        where = f"the cluster's largest node, for each of {together} workers on it,"
+        check_memory(config, vocab_size, workers, on_gpu, cluster.node_memory_bytes / together, where)
 
 
 def _check_length(config: Config, manifest: Manifest) -> None:
@@ -171,22 +180,13 @@ def _training_rows(config: Config, cluster: Cluster, vocab_size: int) -> list[Ro
     data, (lo, hi), blocks = config.data, config.train.worker_range, config.slot_blocks_per_step
     device = "GPU" if uses_gpu(config, cluster) else "CPU"
     fixed = f"{hi} on {device}, {config.train.cpus_per_worker:g} CPU each"
-    memory = _memory_bytes(config, vocab_size) / GIB
+    plan = memory_plan(config, vocab_size, lo, device == "GPU")
     return [
         ("batch", f"{blocks} slot blocks of {data.slot_sequences} x {data.seq_len} tokens"),
         ("workers", f"{lo} to {hi}, useful sizes {sizes_of(config)}" if lo != hi else fixed),
-        ("memory", f"about {memory:.2f} GiB per worker for parameters, gradients and optimizer"),
+        ("memory", f"about {plan.total / GIB:.2f} GiB per worker of {lo} at the peak of a step, the {plan.moment}"),
+        *plan_table(plan),
     ]
-
-
-def _memory_bytes(config: Config, vocab_size: int) -> float:
-    """Of a worker. What precision auto becomes is known on the worker alone: the larger type is counted."""
-    train = config.train
-    precision: Literal["float32", "bfloat16"] = "float32" if train.precision == "auto" else train.precision
-    states = optimizer_state_bytes(config.model, vocab_size, train.optimizer, train.optimizer_state)
-    if train.exact:
-        return exact_memory_estimate_bytes(config.model, vocab_size, precision, states)
-    return memory_estimate_bytes(config.model, vocab_size, train.worker_range[1], precision, states)
 
 
 def _cluster_rows(config: Config, cluster: Cluster) -> list[Row]:

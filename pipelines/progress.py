@@ -124,7 +124,10 @@ class Console:
         self.say("\n".join("    | " + line for line in text.splitlines()[:12]))
 
     def _checkpoint(self, event: dict[str, Any], data: Frozen) -> None:
-        self.say(f"{self._clock()} checkpoint of step {event['step']:,}, order digest {event['order_digest'][:16]}")
+        self.say(
+            f"{self._clock()} checkpoint of step {event['step']:,}, order digest {event['order_digest'][:16]}; "
+            f"training waited {event['blocking_s']:.2f} s of {event['total_s']:.2f} s"
+        )
 
     def _copy(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(

@@ -108,6 +108,8 @@ def summarise(
     digests = outcome.of("checkpoint") + outcome.of("finish")
     done = committed[1] if committed else 0
     first_step_s = steps[0]["time_s"] - session.started_s if steps else None
+    saved = outcome.of("checkpoint")
+    saving_s = {name: sum(event[name] for event in saved) for name in ("blocking_s", "total_s")}
     return {
         "run": config.run.name,
         "status": outcome.status,
@@ -139,6 +141,7 @@ def summarise(
         "data_wait_fraction": totals["data_wait_s"] / max(1e-9, totals["elapsed_s"]),
         "wall_s": time.time() - session.started_s,
         "mlflow": {"uri": session.mlflow_uri, "run_id": session.mlflow_run_id},
+        "checkpoints": {"saved": len(saved), **saving_s},
         "checkpoint": session.run.child(committed[0]).uri if committed else None,
         "export": exported,
     }
@@ -231,6 +234,10 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
             "goodput",
             f"{summary['goodput']['fraction']:.1%}, {summary['goodput']['tokens_per_worker_s']:,.0f} "
             "useful tokens per worker and second",
+        ),
+        (
+            "checkpoints",
+            "{saved:,} saved, training waited {blocking_s:.1f} s of {total_s:.1f} s".format(**summary["checkpoints"]),
         ),
         ("order digest", summary["order_digest"]),
         *([("weights SHA-256", summary["weights_sha256"])] if summary["weights_sha256"] else []),

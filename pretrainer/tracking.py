@@ -169,7 +169,17 @@ def _goodput_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
     return split if event["is_last"] else [("speed/goodput", event["fraction"], event["step"])]
 
 
-EVENT_METRICS = {"steps": _step_metrics, "validation": _validation_metrics, "goodput": _goodput_metrics}
+def _checkpoint_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """Seconds that training waited for a checkpoint, and until it was committed."""
+    return [(f"speed/checkpoint_{name}", event[name], event["step"]) for name in ("blocking_s", "total_s")]
+
+
+EVENT_METRICS = {
+    "steps": _step_metrics,
+    "validation": _validation_metrics,
+    "checkpoint": _checkpoint_metrics,
+    "goodput": _goodput_metrics,
+}
 
 
 def default_uri(storage: str, is_local: bool) -> tuple[str, str | None]:

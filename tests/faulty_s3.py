@@ -97,17 +97,54 @@ class Proxy(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
+class Holding(Proxy):
+    """Passes every request on, but for writes to paths that hold some words: they get no answer before `over`."""
+
+    words = ""
+    met: threading.Event
+    over: threading.Event
+
+    def handle_request(self) -> None:
+        body = self._body()
+        if self.words in self.path and self.command in ("PUT", "POST"):
+            self.met.set()
+            self.over.wait()
+            return self._reset()
+        self._answer(*self._pass_on(body))
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_request  # noqa: N815
+
+
 @contextmanager
 def faulty(endpoint: str, period: int = 11) -> Iterator[tuple[str, Counter[str]]]:
     """(endpoint of the proxy, how often each fault was met)."""
     done: Counter[str] = Counter()
     members = {"upstream": endpoint, "period": period, "numbers": itertools.count(1), "done": done, "owed": []}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Proxied", (Proxy,), members))
+    with serving(type("Proxied", (Proxy,), members)) as proxy:
+        yield proxy, done
+
+
+@contextmanager
+def holding(endpoint: str, words: str) -> Iterator[tuple[str, threading.Event]]:
+    """(endpoint of a proxy that never answers a write to a path with these words, set when there was one)."""
+    met, over = threading.Event(), threading.Event()
+    members = {"upstream": endpoint, "words": words, "met": met, "over": over}
+    try:
+        with serving(type("Held", (Holding,), members)) as proxy:
+            yield proxy, met
+    finally:
+        over.set()
+
+
+@contextmanager
+def serving(handler: type[Proxy]) -> Iterator[str]:
+    """The endpoint of a proxy."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", done
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -13,11 +13,31 @@ from typing import Any
 import pytest
 
 from pipelines.cli import Cluster
-from pipelines.preflight import _check_cpus, _check_exact, _check_length, _check_sealed, check, plan_lines, uses_gpu
-from pretrainer.config import ClusterConfig, Config, DataConfig, DedupConfig, RunConfig, SourceConfig, TrainConfig
+from pipelines.preflight import (
+    _check_cpus,
+    _check_exact,
+    _check_length,
+    _check_memory,
+    _check_sealed,
+    check,
+    plan_lines,
+    uses_gpu,
+)
+from pretrainer.config import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    DedupConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from pretrainer.data.readers.source import Manifest
 from pretrainer.errors import ConfigError, SourceError
 from pretrainer.model.flops import exact_memory_estimate_bytes
+from pretrainer.model.memory_plan import USABLE, memory_plan
+from pretrainer.model.presets import resolve
 from pretrainer.storage import Store
 from tests.data.test_sealed import seal
 
@@ -138,13 +158,47 @@ def test_memory_is_judged_only_where_it_decides() -> None:
     _check_exact(growing, with_memory(growing, replicas=0.1))
 
 
-def test_plan_names_the_memory_of_a_replica(corpus: Path) -> None:
+def test_plan_names_the_memory_of_a_step_and_its_parts(corpus: Path) -> None:
     for exact in (False, True):
-        several = config(corpus, exact=exact, num_workers=4, precision="float32")
+        several = config(corpus, exact=exact, num_workers=(2, 4), precision="float32")
         lines = plan_lines(several, Manifest.build(several.data.sources), there(), vocab_size=32_768)
-        held = re.search(r"about (\d\.\d\d) GiB per worker", "\n".join(lines))
-        needs = exact_memory_estimate_bytes(several.model, 32_768, "float32") / 2**30
-        assert held is not None and (float(held[1]) == pytest.approx(needs, abs=0.01)) is exact
+        plan = memory_plan(several, 32_768, 2, False)
+        (at,) = (i for i, line in enumerate(lines) if line.startswith("  memory"))
+        words = f"about {plan.total / 2**30:.2f} GiB per worker of 2 at the peak of a step, the {plan.moment}"
+        assert words in lines[at]
+        assert lines[at + 1].split() == ["-", "parameters", f"{plan.parameters / 2**30:.3f}", "GiB"]
+
+
+# ------------------------------------------------------------------------------------------------- memory of a step
+
+
+def on_gpus(gpus: int, *kinds: str) -> Cluster:
+    return dataclasses.replace(there(gpus=gpus), accelerators=kinds)
+
+
+def large(**train: Any) -> Config:
+    """8 B parameters, of which the state alone takes 128 GB."""
+    train = {"num_workers": (1, 8), "global_batch_tokens": 128 * 8} | train
+    return dataclasses.replace(config(**train), model=resolve(ModelConfig(preset="llama3-8b")))
+
+
+def test_a_step_that_fits_into_no_kind_of_gpu_is_refused_with_remedies() -> None:
+    with pytest.raises(ConfigError, match=r"each of 1 workers, and an H100 GPU has 79\.00 GiB.*num_workers=2 \("):
+        _check_memory(large(), on_gpus(8, "A10G", "H100"))
+    _check_memory(large(num_workers=8), on_gpus(8, "H100"))
+    _check_memory(large(), on_gpus(8, "H100", "B300"))  # nobody knows what a B300 has
+    _check_memory(large(), on_gpus(8))
+
+
+def test_workers_on_cpu_share_the_memory_of_their_node() -> None:
+    four = config(num_workers=4)
+    needs = memory_plan(four, four.tokenizer.vocab_size, 4, False).total / USABLE
+    _check_memory(four, dataclasses.replace(there(nodes=2), node_memory_bytes=2 * needs + 8))
+    _check_memory(four, dataclasses.replace(there(), node_memory_bytes=4 * needs + 8))
+    with pytest.raises(ConfigError, match=r"the cluster's largest node, for each of 4 workers on it, has"):
+        _check_memory(four, dataclasses.replace(there(), node_memory_bytes=4 * needs - 8))
+    growing = dataclasses.replace(four, cluster=ClusterConfig(autoscaling=True))
+    _check_memory(growing, dataclasses.replace(there(), node_memory_bytes=1.0))
 
 
 @pytest.mark.parametrize(("model", "words"), [({}, None), ({"ffn": "gelu"}, "model.ffn='gelu'")])
@@ -159,11 +213,13 @@ def test_plan_says_before_training_that_a_model_will_not_be_exported(
 
 
 def test_check_looks_at_memory(corpus: Path, tmp_path: Path) -> None:
-    small = config(corpus, exact=True, run=str(tmp_path / "runs"))
     run = Store(str(tmp_path / "runs"))
+    small = config(corpus, exact=True, run=str(tmp_path / "runs"))
     check(small, run, with_memory(small, replicas=1))
     with pytest.raises(ConfigError, match="train.exact"):
         check(small, run, with_memory(small, replicas=0.9))
+    with pytest.raises(ConfigError, match="a step needs about"):
+        check(config(corpus, run=str(tmp_path / "runs")), run, with_memory(small, replicas=0.5))
 
 
 # ----------------------------------------------------------------------------------------------------------- length

@@ -150,9 +150,17 @@ def test_validation_is_logged_by_source(place: tuple[str, str], client: MlflowCl
 def test_other_events_have_no_metrics(place: tuple[str, str], client: MlflowClient, experiment: str) -> None:
     one = tracker(place, experiment)
     run_id = one.start()
-    for kind in ("start", "checkpoint", "sample", "exhausted", "finish"):
+    for kind in ("start", "sample", "exhausted", "finish"):
         one.log_event({"kind": kind, "step": 1})
     assert client.get_run(run_id).data.metrics == {}
+
+
+def test_a_checkpoint_tells_how_long_training_waited() -> None:
+    event = {"kind": "checkpoint", "step": 20, "order_digest": "ab", "blocking_s": 0.5, "total_s": 4.0}
+    assert EVENT_METRICS["checkpoint"](event) == [
+        ("speed/checkpoint_blocking_s", 0.5, 20),
+        ("speed/checkpoint_total_s", 4.0, 20),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ class TrainConfig:
     """Proof mode, slower: the weights are bit-identical at every number of workers and after any failures."""
     checkpoint_every_steps: int = 500
     """Steps between checkpoints."""
+    async_checkpoints: bool = True
+    """Training goes on while a periodic checkpoint is written from a copy in host memory; false waits, with no copy."""
     keep_checkpoints: int = 3
     """How many recent checkpoints stay in storage."""
     milestone_every_steps: int | None = None

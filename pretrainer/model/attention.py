@@ -62,13 +62,14 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # [B, N or M, S, D]
+    def _split(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        x = x.unflatten(-1, (-1, self.head_width))  # [B, S, N or M, D]
+        # Normed in this layout: behind the transpose a norm would make the output of attention one that must be copied.
+        return (x if norm is None else norm(x)).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        q, k, v = self._split(self.q(x)), self._split(self.k(x)), self._split(self.v(x))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._split(self.q(x), self.q_norm), self._split(self.k(x), self.k_norm)
+        v = self._split(self.v(x), None)  # [B, M, S, D]
         if context.rotary is not None:
             q, k = apply_rotary(q, *context.rotary), apply_rotary(k, *context.rotary)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm may have made them float32

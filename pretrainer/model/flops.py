@@ -1,4 +1,4 @@
-"""What a step costs: floating-point operations, the peak of the device, bytes of memory."""
+"""What a step costs: floating-point operations, the peak of the device, bytes of state; memory_plan.py has the rest."""
 
 from __future__ import annotations
 
@@ -73,23 +73,6 @@ def optimizer_state_bytes(
     """
     of_muon = config.layers * block_parameters(config) if optimizer == "muon" else 0
     return (4 if moments == "float32" else 2) * (2 * parameter_count(config, vocab_size) - of_muon)
-
-
-def memory_estimate_bytes(
-    config: ModelConfig, vocab_size: int, workers: int, precision: Literal["float32", "bfloat16"],
-    state_bytes: int | None = None,
-) -> int:  # fmt: skip
-    """Bytes per worker for parameters, gradients and optimizer states; activations and fragmentation come on top.
-
-    Sharded over the workers: float32 parameters and gradients (8 bytes per parameter) and the optimizer's moments,
-    by default those of AdamW in float32. Whole on every worker: the float32 gradients that are summed over micro-
-    batches before they are reduced, and the gathered parameters of the root (embeddings, final norm) and of two
-    blocks (the one that runs and the one fetched ahead).
-    """
-    parameters = parameter_count(config, vocab_size)
-    gathered = parameters - (config.layers - min(2, config.layers)) * block_parameters(config)
-    states = optimizer_state_bytes(config, vocab_size) if state_bytes is None else state_bytes
-    return -(-(8 * parameters + states) // workers) + 4 * parameters + gathered * (2 if precision == "bfloat16" else 4)
 
 
 def exact_memory_estimate_bytes(

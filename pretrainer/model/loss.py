@@ -126,6 +126,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 gradient = _logit_gradient(logits, log_z, target, here, inside, z_loss).to(hidden.dtype)
                 by_hidden[cut] = torch.where(inside, gradient @ weight, 0.0)
                 by_weight += gradient.T @ h
+                del gradient
+            del logits  # else they stand beside those of the next chunk
         if part is not None and by_hidden is not None:
             dist.all_reduce(by_hidden, group=part.group)
         ctx.gradients, ctx.dtype = (by_hidden, by_weight), weight.dtype

@@ -4,8 +4,8 @@ A checkpoint folder holds `.metadata` and `__<rank>_*.distcp` (DCP), `state.json
 `digests.rank<r>.json` per rank. Each rank writes into a folder of its own; their union is the checkpoint. Tensors are
 saved by parameter name, as `model.<name>` and `<moment>.<name>` (AdamW: exp_avg, exp_avg_sq; Muon: momentum_buffer),
 so any world size loads them.
-`.metadata` is a pickle: it is opened only after every file has its digest. The digests find damage and torn uploads;
-they do not prove who wrote the files.
+`.metadata` is a pickle: it is opened only after every file has its digest, and after what it names was read
+(metadata.py). The digests find damage and torn uploads; they do not prove who wrote the files.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from pretrainer.errors import ConfigError, DamagedError, StorageError
-from pretrainer.model.generate import release_gathered
+from pretrainer.train.metadata import check_metadata
+from pretrainer.train.staging import Staged, StagedPlanner, Staging, named_tensors
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -37,28 +39,12 @@ def _rank_and_world() -> tuple[int, int]:
 
 @contextmanager
 def _single_process_is_meant() -> Iterator[None]:
+    if dist.is_initialized():
+        yield  # there is no warning, and warnings are caught for all threads
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
-
-
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    release_gathered(model)  # the optimizer knows the shards only
-    # Detached views share storage with the parameters, so loading into them fills the model.
-    named = dict(model.named_parameters())
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in (*named.items(), *model.named_buffers())}
-    if optimizer is not None:
-        for name, parameter in named.items():
-            moments = {key: value for key, value in optimizer.state[parameter].items() if key != "step"}
-            tensors |= {f"{moment}.{name}": value for moment, value in moments.items()}
-    return tensors
-
-
-def _optimizer_step(optimizer: torch.optim.Optimizer) -> int:
-    # Optimizers count per parameter, and train_step updates all of them or none.
-    counts = {int(state["step"]) for state in optimizer.state.values()}
-    assert len(counts) == 1, f"parameters were updated unequally often: {sorted(counts)}"
-    return counts.pop()
 
 
 def _set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -80,16 +66,36 @@ def save_sharded(
     extra_state is JSON-able and taken from rank 0. The optimizer comes from `build_optimizer`, so its state is
     complete.
     """
+    write_sharded(Staging(copies=False).take(model, optimizer), extra_state, folder)
+
+
+def write_sharded(
+    staged: Staged, extra_state: dict[str, Any], folder: str | Path, group: dist.ProcessGroup | None = None
+) -> None:
+    """`save_sharded` of what was staged. In a thread of its own it needs a process `group` of its own, over all ranks.
+
+    When a rank's write fails, its error is raised on all ranks.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     assert not any(folder.iterdir()), f"{folder} is not empty"
     rank, world = _rank_and_world()
-    # No fsync: the folder is uploaded right after, and its digests are checked at load.
-    writer = dcp.FileSystemWriter(folder, sync_files=False)
-    with _single_process_is_meant():
-        dcp.save(_tensors(model, optimizer), storage_writer=writer, no_dist=not dist.is_initialized())
+    # No fsync: the folder is uploaded right after, and its digests are checked at load. No copies ahead: they are made
+    # on the stream of whatever GPU a thread finds current, and another thread's may be another one.
+    writer = dcp.FileSystemWriter(folder, sync_files=False, per_thread_copy_ahead=0)
+    try:
+        with _single_process_is_meant():
+            dcp.save(
+                staged.tensors,
+                storage_writer=writer,
+                planner=StagedPlanner(staged),
+                process_group=group,
+                no_dist=not dist.is_initialized(),
+            )
+    except CheckpointException as error:  # not an Exception, which Ray's threads would not notice
+        raise next(cause for cause, _trace in error.failures.values()) from error
     if rank == 0:
-        state = {"format": FORMAT, "optimizer_step": _optimizer_step(optimizer), "extra": extra_state}
+        state = {"format": FORMAT, "optimizer_step": staged.optimizer_step, "extra": extra_state}
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     record = {"format": FORMAT, "rank": rank, "world": world, "files": files}
@@ -111,7 +117,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 
 def verify(folder: str | Path) -> None:
-    """Check every file of a checkpoint against the digests of all ranks, without unpickling anything.
+    """Check every file of a checkpoint against the digests of all ranks, and that `.metadata` calls nothing.
 
     Raises DamagedError for a missing, changed or extra file, StorageError for another format.
     """
@@ -126,6 +132,7 @@ def verify(folder: str | Path) -> None:
     for name, digest in sorted(expected.items()):
         if file_digest(folder / name) != digest:
             raise DamagedError(f"checkpoint file {folder / name} differs from its digest: use an older checkpoint")
+    check_metadata(folder / ".metadata")
 
 
 def verify_together(folder: str | Path) -> None:
@@ -146,6 +153,15 @@ def verify_together(folder: str | Path) -> None:
         raise DamagedError(text)
 
 
+def _load(tensors: dict[str, Any], reader: dcp.FileSystemReader, folder: Path, no_dist: bool) -> None:
+    try:
+        with _single_process_is_meant():
+            dcp.load(tensors, storage_reader=reader, no_dist=no_dist)
+    except CheckpointException as error:  # not an Exception, which Ray's threads would not notice
+        cause = next(cause for cause, _trace in error.failures.values())
+        raise DamagedError(f"checkpoint {folder} cannot be read ({cause}): use an older checkpoint") from error
+
+
 def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | Path) -> dict[str, Any]:
     """Fill model and optimizer in place from a whole checkpoint folder, at any world size; returns its extra_state.
 
@@ -154,15 +170,15 @@ def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str
     """
     folder = Path(folder)
     verify_together(folder)
-    tensors, reader = _tensors(model, optimizer), dcp.FileSystemReader(folder)
+    tensors: dict[str, Any] = {**named_tensors(model, optimizer)}
+    reader = dcp.FileSystemReader(folder)
     missing = tensors.keys() - reader.read_metadata().state_dict_metadata.keys()
     if missing:
         raise ConfigError(
             f"checkpoint {folder} has no {min(missing)}: it was saved with another train.optimizer or model; restore "
             "the config, or give the run a new run.name"
         )
-    with _single_process_is_meant():
-        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    _load(tensors, reader, folder, no_dist=not dist.is_initialized())
     state = json.loads((folder / STATE_FILE).read_text())
     _set_optimizer_step(optimizer, state["optimizer_step"])
     return state["extra"]
@@ -182,6 +198,5 @@ def load_full_state_dict(folder: str | Path) -> dict[str, Tensor]:
         for key, meta in stored.items()
         if key.startswith("model.") and isinstance(meta, TensorStorageMetadata)
     }
-    with _single_process_is_meant():
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    _load(tensors, reader, folder, no_dist=True)
     return {key.removeprefix("model."): tensor for key, tensor in tensors.items()}

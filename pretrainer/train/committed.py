@@ -51,6 +51,12 @@ def committed_checkpoints(run: Store) -> dict[int, str]:
     return {step: folder for folder, step in sorted([*kept, *([latest] if latest else [])], key=lambda one: one[1])}
 
 
+def asked_step(run: Store) -> int:
+    """Step of the newest kept checkpoint that was asked for, so that the workers wait after it; -1 if there is none."""
+    kept = (_snapshot(run) or {}).get("checkpoint_results", [])
+    return max((one["metrics"]["step"] for one in kept if one["metrics"].get("asked")), default=-1)
+
+
 def remove_uncommitted(run: Store, attempt: int) -> list[str]:
     """Delete what attempts before this one uploaded and did not commit, or Ray did not come to delete; its names."""
     committed = {*committed_checkpoints(run).values(), *(f"{CHECKPOINTS}/{name}" for name in damaged(run))}

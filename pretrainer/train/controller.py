@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import PreemptionError
 
 from pretrainer.config import Config
 from pretrainer.storage import Store
-from pretrainer.train.committed import CHECKPOINTS, committed_checkpoint
+from pretrainer.train.committed import CHECKPOINTS, asked_step, committed_checkpoint
 from pretrainer.train.elastic import FixedSize, OneReservation, PolicyTorchTrainer, UsefulSizes
 from pretrainer.train.resize import sizes_of
 from pretrainer.train.spec import WorkerSpec
@@ -117,7 +117,13 @@ def make_trainer(
     policy: OneReservation = FixedSize(scaling, run.uri)
     if lo != hi:
         policy = UsefulSizes(
-            scaling, run.uri, sizes_of(config), config.train.resize_stable_s, data_cpus, spec.recorder, committed_step
+            scaling,
+            run.uri,
+            sizes_of(config),
+            config.train.resize_stable_s,
+            data_cpus,
+            spec.recorder,
+            lambda: asked_step(run),
         )
 
     return PolicyTorchTrainer(

@@ -24,13 +24,13 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pretrainer.config import Config
-from pretrainer.errors import DamagedError, PretrainerError
+from pretrainer.errors import DamagedError, PretrainerError, StorageError
 from pretrainer.storage import Store
 from pretrainer.train.committed import CHECKPOINTS, committed_checkpoints
 
 log = logging.getLogger(__name__)
 
-COMMIT_PATIENCE_S = 60.0  # the event of a checkpoint comes before Ray's controller has written its list
+COMMIT_PATIENCE_S = 60.0  # on a local disk the list cannot be read while Ray's controller writes the next one
 POLL_S = 0.5
 MILESTONES, BEST = "milestones", "best"
 
@@ -141,6 +141,8 @@ class Copies:
             self.losses[event["step"]] = mean_loss(event["sources"])
         elif event["kind"] == "checkpoint" and event["step"] > 0:
             self._ask(event["step"])
+        elif event["kind"] == "start":  # rank 0 may have died between this commit and its event
+            self._make_up(event["step"])
 
     def drain(self, timeout_s: float) -> bool:
         """Wait for the copies that were asked for; whether all are done."""
@@ -165,10 +167,14 @@ class Copies:
             store = self.places[BEST].store
             known = [json.loads(store.read(f"{folder}.json")) for folder in self.places[BEST].copies().values()]
             self.best_loss = min((record["val_loss"] for record in known), default=None)
-        for step in filter(None, committed_checkpoints(self.run)):
-            every = self.config.train.milestone_every_steps
-            if every is not None and step % every == 0 and step not in self.places[MILESTONES].copies():
-                self.jobs.put((self.places[MILESTONES], step, {}))
+        for step in committed_checkpoints(self.run):
+            self._make_up(step)
+
+    def _make_up(self, step: int) -> None:
+        """Ask for a committed milestone that has no copy."""
+        every = self.config.train.milestone_every_steps
+        if every is not None and step > 0 and step % every == 0 and step not in self.places[MILESTONES].copies():
+            self.jobs.put((self.places[MILESTONES], step, {}))
 
     def _work(self) -> None:
         while True:
@@ -187,7 +193,10 @@ class Copies:
         """The folder of a step, once it is committed."""
         deadline = time.monotonic() + COMMIT_PATIENCE_S
         while True:
-            folder = committed_checkpoints(self.run).get(step)
+            try:
+                folder = committed_checkpoints(self.run).get(step)
+            except StorageError:
+                folder = None
             if folder is not None:
                 return folder
             if time.monotonic() > deadline:

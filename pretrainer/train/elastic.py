@@ -56,13 +56,13 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         stable_s: float,
         data_cpus: float,
         recorder: Any,
-        committed: Callable[[], int],
+        asked_step: Callable[[], int],
     ) -> None:
         super().__init__(scaling_config)
         self.reservation = reservation
         self.sizes = sizes
         self.gate = GrowthGate(stable_s)
-        self.data_cpus, self.recorder, self.committed = data_cpus, recorder, committed
+        self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
 
     def _get_num_workers_for_resource_request(self) -> int:
         """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""
@@ -100,9 +100,9 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         if reserved is None:
             return NoopDecision()
         possible, size = self._count_possible_workers(reserved), worker_group_state.num_workers
-        committed_step = self.committed() if possible > size else 0
+        asked_step = self.asked_step() if possible > size else -1
         room = size if self.scaling_config.use_gpu else self._beside_data()
-        verdict = self.gate.look(time.monotonic(), size, possible or None, room, committed_step)
+        verdict = self.gate.look(time.monotonic(), size, possible or None, room, asked_step)
         if verdict == "checkpoint":
             self.recorder.request_checkpoint.remote()
         return self._get_resize_decision(possible) if verdict in ("grow", "shrink") else NoopDecision()

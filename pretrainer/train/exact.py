@@ -15,8 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -115,13 +114,18 @@ def exact_train_step(
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256, hex, over the float parameters and buffers in the order of their names.
+    """`named_digest` of the parameters and buffers."""
+    return named_digest({**dict(model.named_parameters()), **dict(model.named_buffers())})
+
+
+def named_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256, hex, over float tensors in the order of their names.
 
     For each: the line "<name> <dtype> <d0>x<d1>…", then its elements as little-endian bytes.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted((*model.named_parameters(), *model.named_buffers()), key=itemgetter(0)):
-        values = parameter.detach().cpu().contiguous().numpy()
+    for name, tensor in sorted(weights.items()):
+        values = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {values.dtype.name} {'x'.join(map(str, values.shape))}\n".encode())
         digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()
@@ -129,7 +133,11 @@ def weights_digest(model: nn.Module) -> str:
 
 def agreed_digest(model: nn.Module) -> str:
     """The weights' digest; every rank calls it. Raises ReplicaError on all ranks when theirs differ."""
-    mine = weights_digest(model)
+    return agreed(weights_digest(model))
+
+
+def agreed(mine: str) -> str:
+    """A digest that all ranks have; every rank calls it with its own. Raises ReplicaError on all when they differ."""
     digests = [mine]
     if dist.is_initialized():
         digests *= dist.get_world_size()

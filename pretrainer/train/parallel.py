@@ -23,12 +23,11 @@ from torch.distributed.fsdp import (
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.flops import check_exact_memory
 from pretrainer.model.loss import LossSettings
+from pretrainer.model.memory_plan import RESHARD_FROM_PARAMETERS, is_alone
 from pretrainer.model.transformer import Transformer
 from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.recompute import prepare_blocks
 from pretrainer.train.tensor_parallel import split_matrices
-
-RESHARD_FROM_PARAMETERS = 64_000_000  # 256 MB of float32, gathered, is worth freeing between forward and backward
 
 
 def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -89,7 +88,10 @@ def build_sharded(
     if ranks.layout.tensor > 1:
         split_matrices(model, ranks.mesh["tensor"])
     prepare_blocks(model, train)
-    shard(model, ranks.sharding, train, device)
+    if is_alone(train, ranks.layout.world, precision_for(train, device) == torch.float32):
+        model.to_empty(device=device)
+    else:
+        shard(model, ranks.sharding, train, device)
     model.token_group = ranks.tokens  # type: ignore[assignment]  # read by step.py and experts.py
     return model
 

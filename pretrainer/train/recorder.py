@@ -48,7 +48,7 @@ class Recorder:
             self.outbox.put(event)
         if event["kind"] == "validation":
             self.validated_step = max(self.validated_step, event["step"])
-        if event["kind"] in ("checkpoint", "start"):
+        if event["kind"] == "start" or event.get("asked"):  # one that was begun before is not what was asked for
             self.checkpoint_wanted = False
         return {"stop": self.stop, "checkpoint": self.checkpoint_wanted}
 

@@ -14,6 +14,7 @@ from pretrainer.model.flops import flops_per_token, model_flops_utilization
 from pretrainer.train.evaluate import Evaluation
 from pretrainer.train.experts import expert_load
 from pretrainer.train.phases import Phases
+from pretrainer.train.saving import Saved
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import StepResult
 
@@ -52,12 +53,14 @@ class Reporter:
         for gauge in self.gauges.values():
             gauge.set_default_tags(tags)
 
-    def _send(self, event: dict[str, Any]) -> None:
+    def _send(self, event: dict[str, Any], is_progress: bool = True) -> None:
+        """is_progress: the seconds since the last event led to its step."""
         if self.rank == 0:
             if self.pending is not None:
                 answer: Any = ray.get(self.pending)
                 self.stop_requested, self.checkpoint_requested = int(answer["stop"]), int(answer["checkpoint"])
-            self.pending = self.spec.recorder.record.remote({**event, "phase_s": self.phases.take()})
+            spent = {"phase_s": self.phases.take()} if is_progress else {}
+            self.pending = self.spec.recorder.record.remote({**event, **spent})
 
     def start(self, state: TrainState, import_s: float) -> None:
         """`import_s`: from the start of this process to its loop."""
@@ -124,17 +127,26 @@ class Reporter:
         self._send({"kind": "sample", "step": state.step, "ids": ids})
         self.interval = Interval()
 
-    def checkpoint(self, state: TrainState) -> None:
-        self._send(
-            {
-                "kind": "checkpoint",
-                "step": state.step,
-                "order_digest": state.order_digest,
-                "weights_sha256": state.weights_sha256,
-            }
-        )
-        self.checkpoint_requested = 0  # what was asked for until now is done
-        self.interval = Interval()
+    def paused(self, seconds: float) -> None:
+        """Training waited, for a checkpoint: that is no training time."""
+        self.interval.started_s += seconds
+
+    def checkpoint(self, state: TrainState, saved: Saved) -> None:
+        """A checkpoint is committed, and training stands at `state` by now. Step 0 is no progress that counts."""
+        if saved.state.step == 0:
+            return
+        event = {
+            "kind": "checkpoint",
+            "step": saved.state.step,
+            "order_digest": saved.state.order_digest,
+            "weights_sha256": saved.state.weights_sha256,
+            "asked": saved.asked,
+            "blocking_s": saved.blocking_s,
+            "total_s": saved.total_s,
+        }
+        self._send(event, is_progress=saved.state.step == state.step)
+        if saved.asked:
+            self.checkpoint_requested = 0  # the answer that came meanwhile is older than this
 
     def preempted(self, state: TrainState, seconds_left: float | None) -> None:
         self._send({"kind": "preempted", "step": state.step, "seconds_left": seconds_left, "time_s": time.time()})

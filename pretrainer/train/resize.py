@@ -51,17 +51,18 @@ class GrowthGate:
     stable_s: float
     factor: int = 1
     since_s: float | None = None  # a larger size has been possible from then on
-    asked_at_step: int | None = None  # the committed step when a checkpoint was asked for
+    asked_at_step: int | None = None  # the last step that had been saved on request when a checkpoint was asked for
     grown_at_s: float | None = None
 
     @property
     def wait_s(self) -> float:
         return self.stable_s * self.factor
 
-    def look(self, now_s: float, size: int, possible: int | None, room: int, committed_step: int) -> Verdict:
-        """What to do: `size` workers run, `possible` is the best size now, `committed_step` has the last checkpoint.
+    def look(self, now_s: float, size: int, possible: int | None, room: int, asked_step: int) -> Verdict:
+        """What to do: `size` workers run, `possible` is the best size now.
 
-        room: how many workers leave the data stages their CPUs.
+        room: how many workers leave the data stages their CPUs. asked_step: of the last committed checkpoint that was
+        asked for, -1 without one; after any other the workers train on, and growing then would lose their steps.
         """
         if room < size and possible is not None and possible < size:
             return "shrink"
@@ -73,9 +74,9 @@ class GrowthGate:
         if now_s - self.since_s < self.wait_s:
             return "stay"
         if self.asked_at_step is None:
-            self.asked_at_step = committed_step
+            self.asked_at_step = asked_step
             return "checkpoint"
-        if committed_step == self.asked_at_step:
+        if asked_step <= self.asked_at_step:
             return "stay"
         self.since_s = self.asked_at_step = None
         self.grown_at_s = now_s

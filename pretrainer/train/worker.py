@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import time
-from dataclasses import asdict
 from typing import NamedTuple
 
 import ray
@@ -31,10 +28,10 @@ from pretrainer.storage import Store
 from pretrainer.train import batch as slots
 from pretrainer.train.audit import Audit
 from pretrainer.train.blocks import open_blocks
-from pretrainer.train.checkpoint import load_sharded, save_sharded
-from pretrainer.train.committed import folder_name, keep_snapshot, remove_uncommitted
+from pretrainer.train.checkpoint import load_sharded
+from pretrainer.train.committed import remove_uncommitted
 from pretrainer.train.evaluate import Evaluation, evaluate
-from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic
+from pretrainer.train.exact import BlockSum, exact_train_step, make_deterministic
 from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.memory import keep_freed_memory
 from pretrainer.train.objective import how_of, lesson, target_bytes
@@ -43,9 +40,11 @@ from pretrainer.train.parallel import build_model
 from pretrainer.train.phases import Phases, process_age_s, pulse_period_s
 from pretrainer.train.preemption import PreemptedError, PreemptionWatch, seconds_left
 from pretrainer.train.reporter import Reporter
+from pretrainer.train.saving import Saving
 from pretrainer.train.schedule import learning_rate
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import MicroBatch, all_reduce_sum, train_step
+from pretrainer.train.upload import RayCommits
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +113,9 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     audit = Audit.begin(spec, rank, world, state.step)
     if rank == 0:
         remove_uncommitted(Store(spec.run_uri), audit.attempt)
+    saving = Saving(spec, model, optimizer, audit, phases, RayCommits(spec.fingerprint))
     if is_new:  # never a committed step again: Ray would keep it twice and fail when it deletes it the second time
-        _save(spec, model, optimizer, state, audit, phases)
+        saving.save(state)
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     total, end, every = config.total_steps, spec.end_step, config.train
     if state.step == total:  # the driver was lost between the last checkpoint and the summary
@@ -161,9 +161,11 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             )
             reporter.sample(state, [*spec.sample_prompt, *ids])
         notice = watch.look() if look else None
-        if state.step % every.checkpoint_every_steps == 0 or last or wanted or notice is not None:
-            _save(spec, model, optimizer, state, audit, phases)
-            reporter.checkpoint(state)
+        leaving = bool(last or wanted or notice is not None)  # nothing is to be trained before it is committed
+        if leaving or state.step % every.checkpoint_every_steps == 0:
+            reporter.paused(saving.save(state, now=leaving, asked=wanted > 0))
+        for saved in saving.check():
+            reporter.checkpoint(state, saved)
         if notice is not None and not last:
             reporter.preempted(state, seconds_left(notice))
             raise PreemptedError(f"a node is taken away; step {state.step} is saved")
@@ -171,8 +173,10 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             phases.enter("resize", state.step)
             time.sleep(RESIZE_PATIENCE_S)  # Ray ends this worker group now; what it would train would be lost
     if audit.lines_waiting:
-        _save(spec, model, optimizer, state, audit, phases)
-        reporter.checkpoint(state)
+        saving.save(state, now=True)
+    saving.wait()
+    for saved in saving.check():
+        reporter.checkpoint(state, saved)
     reporter.finish(state, _ending(state.step, total, end, stop))
 
 
@@ -215,30 +219,6 @@ def _prepare(
         ring=ring,
     )
     return _Prepared(tokens, micro, learned.targets)
-
-
-def _save(
-    spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, audit: Audit,
-    phases: Phases,
-) -> None:  # fmt: skip
-    """Audit log, then the sharded checkpoint, then its commit by Ray Train (a barrier over all ranks)."""
-    phases.enter("checkpoint", state.step)
-    if spec.fence is not None and audit.rank == 0:
-        spec.fence.check()
-    if audit.rank == 0:
-        keep_snapshot(Store(spec.run_uri))
-    state.order_digest = audit.write(state)
-    state.weights_sha256 = agreed_digest(model) if spec.config.train.exact else None
-    folder = tempfile.mkdtemp(prefix="pretrainer-checkpoint-")
-    try:
-        save_sharded(model, optimizer, asdict(state), folder)
-        ray.train.report(
-            {"step": state.step, "fingerprint": spec.fingerprint},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=folder_name(state.step, audit.attempt),
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _restore(spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:

@@ -52,6 +52,9 @@ def test_summary_has_what_scripts_rely_on(reference: Result) -> None:
     assert summary["documents"]["kept"] > 0 and {"exact", "near"} < set(summary["dedup"])
     for name in ("tokens_per_s", "data_wait_fraction", "wall_s", "train_loss", "val_bits_per_byte", "parameters"):
         assert summary[name] is not None
+    saved = summary["checkpoints"]
+    assert saved["saved"] == 2 and 0 < saved["blocking_s"] < saved["total_s"]  # of steps 3 and 6, the last waited for
+    assert "2 saved, training waited" in reference.out
     assert Path(summary["checkpoint"]).is_dir() and (Path(summary["export"]) / "model.safetensors").exists()
 
 
@@ -112,6 +115,8 @@ def test_mlflow_has_one_finished_run_with_metrics(reference: Result) -> None:
     assert run.info.status == "FINISHED" and run.data.params["train.steps"] == "6"
     history = MlflowClient(where["uri"]).get_metric_history(where["run_id"], "train/loss")
     assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
+    waits = MlflowClient(where["uri"]).get_metric_history(where["run_id"], "speed/checkpoint_blocking_s")
+    assert [m.step for m in waits] == [3, 6] and all(m.value > 0 for m in waits)
 
 
 def test_export_loads_in_transformers_and_continues_a_text(reference: Result, config: Path) -> None:

@@ -8,7 +8,6 @@ from pretrainer.errors import ConfigError
 from pretrainer.model.flops import (
     flops_per_token,
     keys_per_query,
-    memory_estimate_bytes,
     model_flops_utilization,
     peak_flops,
 )
@@ -176,12 +175,3 @@ def test_peak_flops_by_device_name():
     assert peak_flops("Some CPU") is None
     assert model_flops_utilization(1e5, 989 * 10**7, 2, "NVIDIA H200") == pytest.approx(0.5)
     assert model_flops_utilization(1e5, 10**9, 2, "unknown") is None
-
-
-def test_memory_shrinks_with_workers_down_to_what_every_worker_holds():
-    config = resolve(ModelConfig(preset="125m"))
-    n = parameter_count(config, 32_768)
-    one, two, many = (memory_estimate_bytes(config, 32_768, w, "float32") for w in (1, 2, n))
-    assert one - two == 16 * (n - -(-n // 2))
-    assert 4 * n < many < 8 * n + 16 < one
-    assert memory_estimate_bytes(config, 32_768, 1, "bfloat16") < one

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.ring import Ring
@@ -64,4 +65,9 @@ def run_steps(model, optimizer, rank, world, first, last, ring=None, micro=1):
 
 def full_weights(model):
     """Name -> whole plain tensor; every rank calls it."""
-    return {n: p.detach().full_tensor().clone().numpy() for n, p in model.named_parameters()}
+    return {n: whole(p.detach()).clone().numpy() for n, p in model.named_parameters()}
+
+
+def whole(tensor):
+    """All elements of a tensor that may be sharded; every rank calls it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

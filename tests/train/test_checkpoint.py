@@ -1,6 +1,9 @@
+import io
 import json
 import math
+import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,18 +12,25 @@ import torch.distributed as dist
 
 from pretrainer.errors import DamagedError, StorageError
 from pretrainer.model.transformer import Transformer, init_weights
-from pretrainer.train.checkpoint import load_full_state_dict, load_sharded, save_sharded, verify, verify_together
+from pretrainer.train.checkpoint import (
+    file_digest,
+    load_full_state_dict,
+    load_sharded,
+    save_sharded,
+    verify,
+    verify_together,
+)
 from pretrainer.train.evaluate import evaluate
 from pretrainer.train.optimizer import build_optimizer
 from tests.train.ranks import run_ranks
-from tests.train.samples import MODEL, TRAIN, VOCAB, build, full_weights, pieces, run_steps
+from tests.train.samples import MODEL, TRAIN, VOCAB, build, full_weights, pieces, run_steps, whole
 
 EXTRA = {"step": 2, "sources": [{"name": "a", "sequences": 32}], "order_digest": "ab"}
 HELD_OUT = [piece for number in range(100, 103) for piece in pieces(number, 0, micro=2)]
 
 
 def _moments(model, optimizer):
-    return {n: optimizer.state[p]["exp_avg_sq"].full_tensor().clone().numpy() for n, p in model.named_parameters()}
+    return {n: whole(optimizer.state[p]["exp_avg_sq"]).clone().numpy() for n, p in model.named_parameters()}
 
 
 def _save(rank, world, folder):
@@ -210,5 +220,57 @@ def test_one_process_without_a_group_saves_and_loads(tmp_path):
 
 def test_a_folder_that_is_not_empty_is_not_saved_into(tmp_path):
     (tmp_path / "old").write_text("x")
+    model = torch.nn.Linear(1, 1)
     with pytest.raises(AssertionError, match="not empty"):
-        save_sharded(torch.nn.Linear(1, 1), torch.optim.AdamW([torch.zeros(1)]), {}, tmp_path)
+        save_sharded(model, build_optimizer(model, TRAIN), {}, tmp_path)
+
+
+def digests_that_match(folder):
+    """What somebody who can write all files would write beside them."""
+    for record_path in folder.glob("digests.rank*.json"):
+        record = json.loads(record_path.read_text())
+        record["files"] = {name: file_digest(folder / name) for name in record["files"]}
+        record_path.write_text(json.dumps(record))
+
+
+def test_swapped_files_are_refused(copy, no_unpickling):
+    first, second = copy / "__0_0.distcp", copy / "__1_0.distcp"
+    first_bytes = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(first_bytes)
+    with pytest.raises(StorageError, match="__0_0.distcp differs"):
+        load_full_state_dict(copy)
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("match_digests", [False, True])
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(copy, tmp_path, match_digests):
+    pickled = pickle.dumps(Attack(tmp_path / "executed"))
+    pickle.loads(pickled)
+    assert (tmp_path / "executed").exists()  # it would
+    (tmp_path / "executed").unlink()
+    (copy / ".metadata").write_bytes(pickled)
+    if match_digests:
+        digests_that_match(copy)
+    with pytest.raises(DamagedError, match=r"\.metadata is not what torch writes" if match_digests else "differs"):
+        load_full_state_dict(copy)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_tensor_file_that_calls_something_is_refused_and_calls_nothing(copy, tmp_path):
+    """torch.load(weights_only=True), by DCP itself."""
+    buffer = io.BytesIO()
+    torch.save(Attack(tmp_path / "executed"), buffer)
+    for path in copy.glob("*.distcp"):
+        path.write_bytes(buffer.getvalue().ljust(path.stat().st_size, b"\0"))
+    digests_that_match(copy)
+    with pytest.raises(DamagedError, match="cannot be read"):
+        load_full_state_dict(copy)
+    assert not (tmp_path / "executed").exists()

@@ -12,6 +12,7 @@ from pretrainer.errors import DamagedError, StorageError, UserError
 from pretrainer.storage import Store
 from pretrainer.train.committed import (
     SNAPSHOT,
+    asked_step,
     committed_checkpoint,
     committed_checkpoints,
     drop_damaged,
@@ -52,6 +53,13 @@ def upload(run: Store, name: str) -> None:
 
 def left(run: Store) -> set[str]:
     return {path.split("/")[1] for path, *_ in run.list("checkpoints")}
+
+
+def test_the_newest_checkpoint_that_was_asked_for(run: Store) -> None:
+    assert asked_step(Store(f"{run.uri}/empty")) == asked_step(run) == -1
+    listed = [{"checkpoint_dir_name": "x", "metrics": {"step": step, "asked": step < 30}} for step in (10, 20, 30)]
+    run.write(SNAPSHOT, json.dumps({"checkpoint_results": listed}).encode())
+    assert asked_step(run) == 20
 
 
 def test_attempts_never_share_a_folder() -> None:

@@ -1,6 +1,6 @@
 """Milestones, the best and a second storage: what is copied, what stays, and what a failed copy leaves.
 
-    python -m pytest -q tests/train/test_copies.py
+python -m pytest -q tests/train/test_copies.py
 """
 
 from __future__ import annotations
@@ -105,6 +105,26 @@ def test_a_milestone_that_a_driver_did_not_come_to_copy_is_copied_by_the_next(ru
     assert checkpoint_folder(run, 30) == f"checkpoints/{folder_name(30, 0)}"
     drop_damaged(run, folder_name(20, 0))
     assert checkpoint_folder(run, 20) == f"milestones/{folder_name(20, 0)}"
+
+
+def test_a_milestone_whose_event_was_lost_is_copied_when_the_workers_begin_after_it(run: Store) -> None:
+    made = Copies(config(milestone_every_steps=20), run, print)
+    commit(run, 10, 20)
+    for step in (0, 10, 20):
+        made.notice({"kind": "start", "step": step})
+    assert made.drain(10) and list(copies.find_copies(run)) == [20]
+
+
+def test_a_list_that_is_being_written_is_read_again(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    made = Copies(config(milestone_every_steps=20), run, told.append)
+    commit(run, 20)
+    whole = run.read(SNAPSHOT)
+    run.write(SNAPSHOT, whole[:50])
+    monkeypatch.setattr(copies.time, "sleep", lambda _s: run.write(SNAPSHOT, whole))
+    made.notice({"kind": "checkpoint", "step": 20})
+    made.jobs.join()
+    assert [event["kind"] for event in told] == ["copy"]
 
 
 def test_a_copy_that_fails_is_told_and_is_no_copy(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:

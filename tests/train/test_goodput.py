@@ -61,6 +61,12 @@ def test_an_event_that_comes_late_counts_no_second_twice() -> None:
     assert sum(goodput.worker_s.values()) == pytest.approx(2 * 30.0)
 
 
+def test_a_commit_that_is_told_later_leaves_the_seconds_to_the_steps() -> None:
+    late = {"kind": "checkpoint", "at_s": 48.0, "step": 11}
+    told = fold(10.0, [*UNDISTURBED[:-2], late, event("steps", 50.0, 14, step=3.0)])
+    assert told.worker_s == pytest.approx(fold(10.0, UNDISTURBED).worker_s)
+
+
 def test_steps_trained_again_are_lost_work_and_new_ones_useful() -> None:
     """Checkpoint of step 11, failure after step 14: steps 12 to 14 come again, 15 and 16 are new."""
     again = [

@@ -25,7 +25,7 @@ from pretrainer.train.muon import COEFFICIENTS, newton_schulz
 from pretrainer.train.optimizer import OPTIMIZERS, RuleOptimizer, build_optimizer, decays, is_hidden_matrix
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks
-from tests.train.samples import MODEL, TRAIN, VOCAB, build, full_weights, run_steps
+from tests.train.samples import MODEL, TRAIN, VOCAB, build, full_weights, run_steps, whole
 
 MUON = replace(TRAIN, optimizer="muon", optimizer_state="float32")
 HALF = replace(TRAIN, optimizer_state="bfloat16")
@@ -225,7 +225,7 @@ def train_and_save(rank: int, world: int, folder: str) -> Any:
         save_sharded(model, optimizer, {"step": 3}, f"{folder}/{name}/{world}.{rank}")
         moments = {n: optimizer.state[p] for n, p in model.named_parameters()}
         kept = {
-            n: {k: v.full_tensor().float().clone().numpy() for k, v in s.items() if k != "step"}
+            n: {k: whole(v).float().clone().numpy() for k, v in s.items() if k != "step"}
             for n, s in moments.items()
         }
         after = [result.loss for result in run_steps(model, optimizer, rank, world, 3, 4)]

@@ -96,7 +96,9 @@ def test_a_checkpoint_that_is_asked_for_is_answered_until_one_is_saved(notes: No
     assert recorder.record(steps(1))["checkpoint"] is False
     recorder.request_checkpoint()
     assert [recorder.record(steps(n))["checkpoint"] for n in (2, 3)] == [True, True]
-    assert recorder.record({"kind": "checkpoint", "step": 3, "order_digest": ""})["checkpoint"] is False
+    unasked = {"kind": "checkpoint", "step": 2, "order_digest": "", "asked": False}
+    assert recorder.record(unasked)["checkpoint"] is True, "it was begun before, and training has gone on since"
+    assert recorder.record({**unasked, "step": 3, "asked": True})["checkpoint"] is False
     recorder.request_checkpoint()
     assert recorder.record({"kind": "start", "step": 3, "world_size": 1})["checkpoint"] is False
 

@@ -41,12 +41,13 @@ def test_best_size_is_the_largest_useful_one_that_fits(possible: int, size: int 
 
 def test_growth_waits_for_stability_and_then_for_a_checkpoint() -> None:
     gate = GrowthGate(stable_s=10)
-    assert gate.look(0, 2, 4, 9, committed_step=20) == "stay"
-    assert gate.look(9, 2, 4, 9, committed_step=20) == "stay"
-    assert gate.look(10, 2, 4, 9, committed_step=40) == "checkpoint"
-    assert gate.look(12, 2, 4, 9, committed_step=40) == "stay"
-    assert gate.look(14, 2, 4, 9, committed_step=47) == "grow"
-    assert gate.look(16, 4, 4, 9, committed_step=47) == "stay"
+    assert gate.look(0, 2, 4, 9, asked_step=20) == "stay"
+    assert gate.look(9, 2, 4, 9, asked_step=20) == "stay"
+    assert gate.look(10, 2, 4, 9, asked_step=20) == "checkpoint"
+    assert gate.look(12, 2, 4, 9, asked_step=20) == "stay"
+    assert gate.look(13, 2, 4, 9, asked_step=-1) == "stay", "Ray has deleted that one"
+    assert gate.look(14, 2, 4, 9, asked_step=47) == "grow"
+    assert gate.look(16, 4, 4, 9, asked_step=47) == "stay"
 
 
 def test_capacity_that_goes_away_begins_the_wait_anew() -> None:
@@ -71,9 +72,9 @@ def test_a_healthy_group_never_shrinks() -> None:
 
 def test_a_group_that_leaves_its_data_no_cpu_shrinks() -> None:
     gate = GrowthGate(stable_s=10)
-    assert gate.look(0, 4, 2, room=2, committed_step=0) == "shrink"
-    assert gate.look(0, 4, 4, room=3, committed_step=0) == "stay", "the size is the smallest there is"
-    assert gate.look(0, 4, None, room=1, committed_step=0) == "stay", "not even the smallest size fits"
+    assert gate.look(0, 4, 2, room=2, asked_step=0) == "shrink"
+    assert gate.look(0, 4, 4, room=3, asked_step=0) == "stay", "the size is the smallest there is"
+    assert gate.look(0, 4, None, room=1, asked_step=0) == "stay", "not even the smallest size fits"
 
 
 def grow(gate: GrowthGate, now: float) -> float:
