@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pretrainer.config import ModelConfig
+from pretrainer.model.activations import Checkpointing
+from pretrainer.model.flops import GIB
+from pretrainer.model.memory_plan import USABLE
 from pretrainer.model.presets import parameter_count
 from pretrainer.plan.budget import Ask
 from pretrainer.plan.hardware import Gpu, cost
-from pretrainer.plan.memory import GIB, USABLE, Arrangement, Checkpointing, memory_of
+from pretrainer.plan.memory import Arrangement, memory_of
 from pretrainer.plan.request import Impossible, Request
 from pretrainer.plan.units import duration, short
 
@@ -41,7 +44,7 @@ class Load:
         """Sequences of a batch."""
         return max(1, round(self.batch_tokens / self.seq_len))
 
-    def bytes(self, run: Arrangement) -> float:
+    def bytes(self, run: Arrangement) -> int:
         """On each GPU."""
         return memory_of(self.model, self.vocab_size, run).total
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from pretrainer.errors import ConfigError, require
-from pretrainer.model.flops import peak_flops
+from pretrainer.model.flops import GIB, peak_flops
+from pretrainer.model.memory_plan import device_bytes
 
 FIELDS = ("dollars_per_hour", "memory_gib", "gpus_per_node", "mfu", "peak_tflops")
 
@@ -105,10 +106,11 @@ def _gpu(name: str, row: Mapping[str, Any]) -> Gpu:
         require(plain, f"gpus.{name}.{field}", value, "give a plain number")
     peak = row["peak_tflops"] * 1e12 if "peak_tflops" in row else peak_flops(name)
     require(peak is not None, f"gpus.{name}.peak_tflops", None, "give its dense bfloat16 TFLOP/s")
-    for field in ("dollars_per_hour", "memory_gib"):
-        require(field in row, f"gpus.{name}.{field}", None, "a GPU that is not in the package's table needs it")
-    given = {field: row[field] for field in ("memory_gib", "dollars_per_hour", "mfu") if field in row}
-    return Gpu(name=name, peak_flops=float(peak or 0), gpus_per_node=int(row.get("gpus_per_node", 8)), **given)
+    there = row.get("memory_gib", (device_bytes(name) or 0) / GIB)
+    require(there > 0, f"gpus.{name}.memory_gib", None, "give its memory in GiB")
+    require("dollars_per_hour" in row, f"gpus.{name}.dollars_per_hour", None, "give the price of an hour")
+    given = {field: row[field] for field in ("dollars_per_hour", "mfu", "gpus_per_node") if field in row}
+    return Gpu(name=name, peak_flops=float(peak or 0), memory_gib=there, **given)
 
 
 class Cost(NamedTuple):

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from pretrainer.config import ModelConfig
 from pretrainer.errors import ConfigError
 from pretrainer.model.flops import flops_per_token
+from pretrainer.model.memory_plan import MemoryPlan
 from pretrainer.model.presets import block_parameters, parameter_count, resolve
 from pretrainer.plan.batch import PLANNED_BY, warmup_steps
 from pretrainer.plan.budget import Ask, compute_of, resolve_ask
 from pretrainer.plan.cluster import Load, choose_run
 from pretrainer.plan.hardware import Cost, Gpu, cost
 from pretrainer.plan.laws import REFIT, Split
-from pretrainer.plan.memory import Arrangement, Memory, memory_of
+from pretrainer.plan.memory import Arrangement, memory_of
 from pretrainer.plan.proposal import NEAR, SMALLEST, preset_model, propose, size_for, smallest
 from pretrainer.plan.repeats import effective, effective_parameters
 from pretrainer.plan.request import Impossible, Request
 from pretrainer.plan.units import dollars, duration, short
-
 
 ROUNDS = 4
 
@@ -67,7 +67,7 @@ class Plan:
         return cost(self.flops, self.gpu, self.run.gpus)
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryPlan:
         return memory_of(self.resolved, self.vocab_size, self.run)
 
     @property

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pretrainer.config import ModelConfig
+from pretrainer.model.flops import GIB
+from pretrainer.model.memory_plan import PARTS, USABLE
 from pretrainer.model.presets import block_parameters
 from pretrainer.plan.batch import BATCH_LAWS, PLANNED_BY
 from pretrainer.plan.cluster import Load, parallel_degrees, possible
@@ -20,7 +22,7 @@ from pretrainer.plan.laws import (
     kaplan_loss,
     kaplan_loss_of_compute,
 )
-from pretrainer.plan.memory import GIB, USABLE, Arrangement, memory_of
+from pretrainer.plan.memory import Arrangement, memory_of
 from pretrainer.plan.planner import Plan
 from pretrainer.plan.repeats import REPEAT_DECAY, best_with_repeats, overtraining, repeated_loss
 from pretrainer.plan.units import dollars, duration, short
@@ -89,7 +91,7 @@ def _plan_rows(plan: Plan) -> list[Row]:
     slots = f"{run.slot_blocks:,} slot blocks of {run.slot_sequences} x {run.seq_len:,}"
     reached = f"{gpu.flops_per_s / 1e12:.3g} TFLOP/s on each (MFU {gpu.mfu:.0%} of {gpu.peak_flops / 1e12:.4g})"
     alone = duration(cost(split.flops, gpu, run.gpus).days)
-    shared = sharing(run)
+    shared, needs = sharing(run), plan.memory
     return [
         ("model", f"{short(plan.parameters)} parameters: {preset}{shape(plan.resolved)}"),
         ("tokenizer", f"{plan.vocab_size:,} pieces"),
@@ -99,7 +101,7 @@ def _plan_rows(plan: Plan) -> list[Row]:
         ("batch", f"{run.batch_tokens:,} tokens = {slots}; {plan.steps:,} steps"),
         ("learning rate", f"{plan.learning_rate:.1e} at the peak, {plan.warmup_steps:,} steps of warm-up"),
         ("GPUs", f"{run.gpus:,} {gpu.name}{f': {shared}' if shared else ''}"),
-        ("memory", f"{plan.memory.total / GIB:.1f} of {gpu.memory_gib:g} GiB on each"),
+        ("memory", f"{needs.total / GIB:.1f} of {gpu.memory_gib:g} GiB on each, at its most in the {needs.moment}"),
         ("speed", f"{reached}, {plan.tokens / (spent.days * 86_400):,.0f} tokens/s in all"),
         ("time", f"{duration(spent.days)}, {spent.gpu_hours:,.4g} GPU-hours ({alone} without attention)"),
         ("cost", f"{dollars(spent.dollars)} at ${gpu.dollars_per_hour:.2f} per GPU-hour"),
@@ -228,8 +230,9 @@ def _memory(plan: Plan) -> Table:
     for name, way in {**ways, "of the plan": run}.items():
         memory = memory_of(model, plan.vocab_size, way)
         fits = "yes" if memory.total <= USABLE * gpu.memory_gib * GIB else "no"
-        rows.append((name, *(f"{part / GIB:.1f}" for part in memory), f"{memory.total / GIB:.1f}", fits))
-    head = ("GiB per GPU", "state", "gradients", "gathered", "activations", "loss", "all", "fits")
+        parts = [f"{getattr(memory, part) / GIB:.1f}" for part in PARTS]
+        rows.append((name, *parts, f"{memory.total / GIB:.1f}", fits))
+    head = ("GiB per GPU", *PARTS, "all", "fits")
     note = f"On {run.gpus:,} {gpu.name} of {gpu.memory_gib:g} GiB, of which {USABLE:.0%} can be used."
     return Table("memory by sharding", head, rows, (note,))
 

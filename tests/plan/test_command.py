@@ -36,7 +36,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_a_plan_from_the_shell_and_the_config_that_it_writes(tmp_path: Path) -> None:
     done = run("--parameters", "1.1M", "--tokens", "1.4M", "--gpu", "l4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1.11M parameters: preset quickstart" in done.stdout and "of the plan" in done.stdout
+    assert "1.12M parameters: preset quickstart" in done.stdout and "of the plan" in done.stdout
     assert str(tmp_path / "plan.html") in done.stdout and str(tmp_path / "plan.yaml") in done.stdout
     assert (tmp_path / "plan.html").read_bytes().startswith(b"<!doctype html>")
     config = load_config(str(tmp_path / "plan.yaml"), [])

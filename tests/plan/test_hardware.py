@@ -95,6 +95,7 @@ def test_a_file_goes_over_the_table(tmp_path: Path) -> None:
         ("gpus: {H100: {gpus_per_node: 0}}", "gpus.H100.gpus_per_node=0"),
         ("gpus: {X1: {dollars_per_hour: 1, memory_gib: 8}}", "gpus.X1.peak_tflops"),
         ("gpus: {X1: {peak_tflops: 10, memory_gib: 8}}", "gpus.X1.dollars_per_hour"),
+        ("gpus: {X1: {peak_tflops: 10, dollars_per_hour: 8}}", "gpus.X1.memory_gib"),
     ],
 )
 def test_a_wrong_table_is_one_message(tmp_path: Path, text: str, words: str) -> None:

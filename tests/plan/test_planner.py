@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pretrainer.config import DataConfig, ModelConfig, MoeConfig, SegmentConfig, TrainConfig
 from pretrainer.config_load import load_config, parse_config
 from pretrainer.errors import ConfigError
+from pretrainer.model.flops import GIB
+from pretrainer.model.memory_plan import USABLE
 from pretrainer.model.presets import resolve
 from pretrainer.plan.budget import Ask, resolve_ask
 from pretrainer.plan.config_file import config_of, config_text
 from pretrainer.plan.laws import FRONTIERS, REFIT, Split
-from pretrainer.plan.memory import GIB, USABLE
 from pretrainer.plan.repeats import effective
 from pretrainer.plan.request import Available, Base, mixture_shares
 from tests.plan.plans import example, plan, prices, request
