@@ -82,10 +82,10 @@ def _cadence(plan: Plan) -> TrainConfig:
 
 def config_text(plan: Plan, path: str) -> str:
     """The file's content; `path` is how its comment calls it."""
-    ratio = plan.tokens / plan.parameters
+    loss = f", predicted loss {plan.loss:.3f}" if plan.has_meaningful_loss else ""
     lines = [
         f"# {plan.summary}.",
-        f"# {ratio:.1f} tokens per parameter, {plan.split.flops:.3g} FLOPs (6 N D), predicted loss {plan.loss:.3f}.",
+        f"# {plan.split.ratio:.1f} tokens per parameter, {plan.split.flops:.3g} FLOPs (6 N D){loss}.",
         f"# Written by `python -m pipelines.plan`. To use it: python -m pipelines.pretrain --config {path}",
     ]
     if plan.request.base.is_example:

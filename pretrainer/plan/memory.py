@@ -35,9 +35,14 @@ class Arrangement:
         return self.slot_blocks * self.slot_sequences * self.seq_len
 
     @property
+    def blocks_each(self) -> int:
+        """Slot blocks of a stream in a step."""
+        return -(-self.slot_blocks // self.streams)
+
+    @property
     def passes(self) -> int:
         """Forward passes of a GPU in a step."""
-        return self.slot_sequences // self.micro_sequences * -(-self.slot_blocks // self.streams)
+        return self.slot_sequences // self.micro_sequences * self.blocks_each
 
 
 def memory_of(model: ModelConfig, vocab_size: int, run: Arrangement) -> MemoryPlan:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pretrainer.plan.chart import Axis, Chart
 from pretrainer.plan.laws import FRONTIERS, REFIT, split
 from pretrainer.plan.planner import Plan
-from pretrainer.plan.report import Table, tables
+from pretrainer.plan.report import Row, Table, tables
 from pretrainer.plan.units import short
 
 BUDGETS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
@@ -126,11 +126,16 @@ def ratios(plan: Plan) -> Chart:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.head)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    head = _cells("th", table.head, table)
+    rows = "".join(f"<tr>{_cells('td', row, table)}</tr>" for row in table.rows)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
-    kind = "figures" if table.head else "facts"
+    kind = "" if table.head else ' class="facts"'
     return (
-        f'<section><h2>{html.escape(table.title)}</h2><div class="scroll"><table class="{kind}">'
+        f'<section><h2>{html.escape(table.title)}</h2><div class="scroll"><table{kind}>'
         f"{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{rows}</tbody></table></div>{notes}</section>"
     )
+
+
+def _cells(tag: str, row: Row, table: Table) -> str:
+    kinds = ("" if not table.head or column in table.words else ' class="number"' for column in range(len(row)))
+    return "".join(f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(row, kinds, strict=True))

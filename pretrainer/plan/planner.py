@@ -94,6 +94,11 @@ class Plan:
         return REFIT.loss(parameters, self.effective_tokens)
 
     @property
+    def has_meaningful_loss(self) -> bool:
+        """Far below the sizes that it was fitted to the law gives more than a model has that knows nothing."""
+        return self.loss < math.log(self.vocab_size)
+
+    @property
     def summary(self) -> str:
         return (
             f"{short(self.parameters)} parameters on {short(self.tokens)} tokens, {self.run.gpus:,} {self.gpu.name}, "

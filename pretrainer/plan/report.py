@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ Row = Sequence[str]
 
 FITTED = (70e6, 16e9)
 """Parameters of the runs that the parametric losses were fitted to (Hoffmann et al. 2022, abstract)."""
+WIDTH = 120
 CLUSTERS = 7
 """Numbers of GPUs that are shown."""
 MOST_PASSES = 4
@@ -47,6 +49,8 @@ class Table:
     head: Row
     rows: Sequence[Row]
     notes: Sequence[str] = ()
+    words: Sequence[int] = (0,)
+    """Columns of words; numbers stand to the right."""
 
 
 def tables(plan: Plan) -> list[Table]:
@@ -62,7 +66,7 @@ def tables(plan: Plan) -> list[Table]:
 
 
 def as_text(found: Sequence[Table]) -> str:
-    """Aligned columns; the first one to the left, all others of a table with a head to the right."""
+    """Aligned columns, and sentences in lines of WIDTH."""
     return "\n\n".join("\n".join(_lines(table)) for table in found)
 
 
@@ -70,10 +74,12 @@ def _lines(table: Table) -> Iterator[str]:
     yield table.title
     rows = [table.head, *table.rows] if table.head else list(table.rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    is_left = [not table.head or column in table.words for column in range(len(widths))]
     for row in rows:
-        rest = [cell.rjust(width) if table.head else cell for cell, width in zip(row[1:], widths[1:], strict=True)]
-        yield "  " + "  ".join([row[0].ljust(widths[0]), *rest]).rstrip()
-    yield from (f"  {note}" for note in table.notes)
+        cells = zip(row, widths, is_left, strict=True)
+        yield "  " + "  ".join(cell.ljust(width) if left else cell.rjust(width) for cell, width, left in cells).rstrip()
+    for note in table.notes:
+        yield from textwrap.wrap(note, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 # ------------------------------------------------------------------------------------------------------------- the plan
@@ -97,7 +103,7 @@ def _plan_rows(plan: Plan) -> list[Row]:
         ("tokenizer", f"{plan.vocab_size:,} pieces"),
         ("tokens", f"{short(plan.tokens)}, {split.ratio:.1f} per parameter"),
         ("compute", f"{split.flops:.3g} FLOPs = 6 N D; {plan.flops:.3g} with attention over {run.seq_len:,} tokens"),
-        ("predicted loss", f"{plan.loss:.3f} nats per token ({REFIT.source})"),
+        ("predicted loss", f"{plan.loss:.3f} nats per token ({REFIT.source})" if plan.has_meaningful_loss else "none"),
         ("batch", f"{run.batch_tokens:,} tokens = {slots}; {plan.steps:,} steps"),
         ("learning rate", f"{plan.learning_rate:.1e} at the peak, {plan.warmup_steps:,} steps of warm-up"),
         ("GPUs", f"{run.gpus:,} {gpu.name}{f': {shared}' if shared else ''}"),
@@ -114,7 +120,7 @@ def sharing(run: Arrangement) -> str:
         f"tensor parallel {run.tensor_parallel}" if run.tensor_parallel > 1 else "",
         f"copies of the parameters on groups of {run.shard_gpus}" if run.shard_gpus else "",
         f"activation checkpointing {run.checkpointing}" if run.checkpointing != "none" else "",
-        f"forward passes of {run.micro_sequences} rows" if run.micro_sequences < run.slot_sequences else "",
+        f"{run.micro_sequences} row{'s' * (run.micro_sequences > 1)} a pass" if run.passes > run.blocks_each else "",
     ]
     return ", ".join(word for word in words if word)
 
@@ -125,9 +131,9 @@ def _plan_notes(plan: Plan) -> Iterator[str]:
     low, high = FITTED
     if not low <= plan.parameters <= high:
         yield f"The law was fitted to models of {short(low)} to {short(high)} parameters: the loss is extrapolated."
-    if plan.loss > math.log(plan.vocab_size):
+    if not plan.has_meaningful_loss:
         known = f"ln({plan.vocab_size:,}) = {math.log(plan.vocab_size):.2f}"
-        yield f"Its losses say nothing here: a model that knows nothing has {known}."
+        yield f"Its losses mean nothing here: it gives {plan.loss:.1f}, and a model that knows nothing has {known}."
     if plan.request.base.is_example:
         yield "The config's data is the quickstart's, an example: give --config FILE or --run RUN for yours."
 
@@ -211,7 +217,7 @@ def _clusters(plan: Plan) -> Table:
         way = sharing(ways[gpus]) or "-"
         rows.append((f"{gpus:,}{mark}", duration(load.days(gpu, gpus)), f"{load.bytes(ways[gpus]) / GIB:.1f}", way))
     notes = ("All cost about the same; 512 GPUs reach about 91 % of the speed that 8 do on each.",)
-    return Table(f"other numbers of {gpu.name}", ("GPUs", "time", "GiB each", "how"), rows, notes)
+    return Table(f"other numbers of {gpu.name}", ("GPUs", "time", "GiB each", "how"), rows, notes, words=(0, 3))
 
 
 def _memory(plan: Plan) -> Table:
