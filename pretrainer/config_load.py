@@ -31,7 +31,9 @@ from pretrainer.config import Config
 from pretrainer.config_fields import describe_fields, format_help, hints, locate, show, type_words
 from pretrainer.errors import ConfigError
 
-__all__ = ["describe_fields", "format_help", "load_config", "parse_config", "shipped_configs", "to_yaml"]
+__all__ = [
+    "describe_fields", "format_help", "load_config", "parse_config", "shipped_configs", "to_delta_yaml", "to_yaml",
+]  # fmt: skip
 
 # An override of the key drops a value of the other one that the file gave.
 REPLACES = {
@@ -79,6 +81,27 @@ def to_yaml(config: Config) -> str:
     """Every field with its value; `parse_config` of it gives an equal config. ASCII: raw U+0085 is read as a space."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def to_delta_yaml(config: Config) -> str:
+    """The fields that differ from their defaults; `parse_config` of it gives an equal config."""
+    plain = json.loads(json.dumps(_delta(config)))
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def _delta(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_delta(item) for item in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {}
+    for field in dataclasses.fields(value):
+        own, default = getattr(value, field.name), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if default is dataclasses.MISSING or own != default:
+            changed[field.name] = _delta(own)
+    return changed
 
 
 def shipped_configs() -> Path:

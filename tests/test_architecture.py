@@ -1,4 +1,4 @@
-"""Imports flow one way: pipelines → data, train, tuning → model → config, schema → errors.
+"""Imports flow one way: pipelines → data, train, tuning, plan → model → config, schema → errors.
 
     python -m pytest -q tests/test_architecture.py
 
@@ -24,8 +24,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"errors", "config", "schema"},
     "data": {"errors", "config", "schema", "shared"},
     "train": {"errors", "config", "schema", "shared", "model"},
-    "tuning": {"errors", "config", "schema", "shared", "model"},
-    "pipelines": {"errors", "config", "schema", "shared", "model", "data", "train", "tuning"},
+    "plan": {"errors", "config", "schema", "shared", "model"},
+    "tuning": {"errors", "config", "schema", "shared", "model", "plan"},
+    "pipelines": {"errors", "config", "schema", "shared", "model", "data", "train", "plan", "tuning"},
 }
 
 # Foreign systems with one border each: the modules that may import them.
@@ -54,6 +55,7 @@ OUTSIDE: dict[str, set[str]] = {
     "pretrainer.config": set(),
     "pretrainer.schema": {"numpy", "pyarrow"},
     "pretrainer.model": {"torch", "numpy", "safetensors"},
+    "pretrainer.plan": {"yaml"},
     "pretrainer.train.step": {"torch", "numpy"},
     "pretrainer.train.exact": {"torch", "numpy"},
     "pretrainer.train.staging": {"torch"},
@@ -63,6 +65,7 @@ OUTSIDE: dict[str, set[str]] = {
 NEVER_REACHES = {
     "pretrainer.data": {"torch", "mlflow"},
     "pretrainer.model": {"ray", "mlflow", "pydantic"},
+    "pretrainer.plan": {"ray", "mlflow"},
     "pretrainer.train.step": {"ray", "mlflow", "pydantic"},
     "pretrainer.train.exact": {"ray", "mlflow", "pydantic"},
     "pretrainer.train.saving": {"ray", "mlflow", "pydantic"},
@@ -246,6 +249,9 @@ def test_sound_tree_has_no_problem(tmp_path: Path) -> None:
         ("pretrainer/train/a.py", "from ..data import packing", "train.a imports pretrainer.data.packing"),
         ("pretrainer/train/a.py", "def f():\n  from pretrainer import data", "train.a imports pretrainer.data"),
         ("pretrainer/tuning/a.py", "import pretrainer.data", "tuning.a imports pretrainer.data"),
+        ("pretrainer/plan/a.py", "import pretrainer.data", "plan.a imports pretrainer.data"),
+        ("pretrainer/plan/a.py", "import pretrainer.tracking", "plan.a reaches mlflow"),
+        ("pretrainer/plan/a.py", "import matplotlib", "plan.a imports matplotlib"),
         ("pretrainer/model/a.py", "import pretrainer.train.step", "model.a imports pretrainer.train.step"),
         ("pretrainer/model/a.py", "import pretrainer.storage", "model.a imports pretrainer.storage"),
         ("pretrainer/storage.py", "import pretrainer.model.layer", "storage imports pretrainer.model.layer"),

@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from pretrainer import config as config_module
 from pretrainer.config import Config, DataConfig, RunConfig, SourceConfig, TrainConfig
-from pretrainer.config_load import describe_fields, format_help, load_config, parse_config, shipped_configs, to_yaml
+from pretrainer.config_load import (
+    describe_fields,
+    format_help,
+    load_config,
+    parse_config,
+    shipped_configs,
+    to_delta_yaml,
+    to_yaml,
+)
 from pretrainer.errors import ConfigError
 from pretrainer.model.presets import resolve
 
@@ -221,6 +229,21 @@ def test_any_argument_gives_a_config_or_a_config_error(name: str, value: str) ->
 def test_resolved_dump_loads_back_equal(path: Path) -> None:
     config = load_config(str(path), [])
     assert parse_config(to_yaml(config)) == config
+    assert parse_config(to_delta_yaml(config)) == config
+
+
+def test_a_delta_has_what_differs_from_the_defaults_and_no_more() -> None:
+    config = tiny("train.learning_rate=1e-5", "model.moe.experts=4", "data.sources.1.weight=2")
+    assert yaml.safe_load(to_delta_yaml(config)) == {
+        "data": {
+            "sources": [
+                {"name": "a", "uris": ["/x"]},
+                {"name": "b", "uris": ["/y"], "weight": 2.0, "preset": "code"},
+            ]
+        },
+        "model": {"moe": {"experts": 4}},
+        "train": {"steps": 5, "learning_rate": 1e-5},
+    }
 
 
 @settings(deadline=None, max_examples=50)
@@ -237,7 +260,7 @@ def test_any_config_loads_back_equal(text: str, number: float, seed: int, worker
         data=DataConfig(sources=(source,)),
         train=TrainConfig(tokens=3, num_workers=workers, clip_norm=number),
     )
-    assert parse_config(to_yaml(config)) == config
+    assert parse_config(to_yaml(config)) == config == parse_config(to_delta_yaml(config))
 
 
 @pytest.mark.parametrize("text", AWKWARD)
