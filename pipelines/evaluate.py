@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 from pipelines.cli import run_main
 from pipelines.export import checkpoint_folder, download, run_config
 from pipelines.generate import load_model
-from pretrainer.config import EvaluationConfig, RunConfig, TaskConfig
+from pretrainer.config import Config, EvaluationConfig, RunConfig, TaskConfig
 from pretrainer.config_load import parse_evaluation
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ class Subject:
     models: dict[int | None, Callable[[], Transformer]]
     batch_tokens: int
     report: Store | None  # where it is written unless --to says so
+    warning: str | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     subject = open_folder(place, options) if is_folder else open_run(place, options)
     if not subject.tasks:
         raise UserError("there is no task: give --config FILE with evaluation.tasks, or evaluation.tasks=… itself")
+    if subject.warning:
+        print(subject.warning)
     points = []
     for step, load in subject.models.items():
         results = evaluate_tasks(
@@ -113,9 +117,22 @@ def open_run(run: Store, options: argparse.Namespace) -> Subject:
     # What the exported folder says of its context, so that the harness cuts there as well.
     learned = config.model.context if config.model.positions == "learned" else None
     tasks = [read_task(task) for task in wanted.tasks] + held_out_tasks(run)
+    open_files = ", ".join(unprotected(config, wanted.tasks))
+    warning = f"warning: {open_files} were not kept out of the training text (data.decontamination.benchmarks)"
     return Subject(
-        run.uri, tokenizer, learned or config.data.seq_len, tasks, models, wanted.batch_tokens, run.child("evaluation")
-    )
+        run.uri, tokenizer, learned or config.data.seq_len, tasks, models, wanted.batch_tokens,
+        run.child("evaluation"), warning if open_files else None,
+    )  # fmt: skip
+
+
+def unprotected(config: Config, tasks: Sequence[TaskConfig]) -> list[str]:
+    """Names of tasks whose file is in no entry of the run's data.decontamination.benchmarks."""
+
+    def covers(entry: str, uri: str) -> bool:
+        return fnmatch(uri, entry) or uri.startswith(entry.rstrip("/") + "/")
+
+    entries = config.data.decontamination.benchmarks
+    return [task.name for task in tasks if not any(covers(entry, task.uri) for entry in entries)]
 
 
 def choose_checkpoints(run: Store, wanted: str) -> dict[int, str]:
@@ -134,7 +151,7 @@ def choose_checkpoints(run: Store, wanted: str) -> dict[int, str]:
     try:
         return {step: checkpoint_folder(run, step) for step in sorted(map(int, wanted.split(",")))}
     except ValueError:
-        raise UserError(f"--checkpoints {wanted!r} is not possible: use newest, best, all, or steps as 200,400") from None
+        raise UserError(f"--checkpoints {wanted!r} is not possible: use newest, best, all or steps: 200,400") from None
 
 
 def held_out_tasks(run: Store) -> list[Task]:

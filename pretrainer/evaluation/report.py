@@ -50,8 +50,8 @@ def _plain(result: TaskResult) -> dict[str, Any]:
 def shown(name: str, metric: Metric) -> str:
     """Value ± standard error, shares in percent."""
     scale, unit = (100.0, " %") if name in SHARES else (1.0, "")
-    error = "" if metric.stderr is None else f" ± {scale * metric.stderr:.2g}"
-    return f"{scale * metric.value:,.4g}{error}{unit}"
+    error = "" if metric.stderr is None else f" ± {scale * metric.stderr:.2g}{unit}"
+    return f"{scale * metric.value:,.4g}{unit}{error}"
 
 
 def about(result: TaskResult) -> str:

@@ -82,8 +82,8 @@ def choose_shots(config: TaskConfig, lines: Sequence[Line], pool: Sequence[Line]
     fewest = min(map(len, found))
     if fewest < wanted:
         raise UserError(
-            f"task {config.name}: {redact(config.shots_uri or config.uri)} has only {fewest} examples for some line: use "
-            f"fewer evaluation.tasks[].shots than {wanted}"
+            f"task {config.name}: {redact(config.shots_uri or config.uri)} has only {fewest} examples for some line: "
+            f"use fewer evaluation.tasks[].shots than {wanted}"
         )
     return found
 

@@ -40,7 +40,8 @@ class Elements(HTMLParser):
 
 
 def result(name: str = "arc", **metrics: Metric) -> TaskResult:
-    return TaskResult(name, "choice" if "acc" in metrics else "text", 3, 1172, metrics, 0.25 if "acc" in metrics else None)
+    is_choice = "acc" in metrics
+    return TaskResult(name, "choice" if is_choice else "text", 3, 1172, metrics, 0.25 if is_choice else None)
 
 
 def points() -> list[Point]:
@@ -67,7 +68,8 @@ def test_the_page_runs_nothing_loads_nothing_and_shows_hostile_names() -> None:
 
 def test_the_page_has_every_number_and_the_yardsticks() -> None:
     text = " ".join(Elements(render("run", points())).texts)
-    for shown in ("20 % ± 1 %", "35 % ± 2 %", "30 % ± 0.1 %", "1.8", "step 2,000", "1,172 lines, 3 shots, a blind guess 25 %"):
+    about = "1,172 lines, 3 shots, a blind guess 25 %"
+    for shown in ("20 % ± 1 %", "35 % ± 2 %", "30 % ± 0.1 %", "1.8", "step 2,000", about):
         assert shown in text
     assert "people 29 %" in text and "GPT-3 56 %" in text and "blind guess" in text and "arXiv:2212.11281" in text
 
@@ -134,7 +136,8 @@ def test_a_higher_value_is_drawn_higher_and_a_later_one_to_the_right() -> None:
 
 
 def test_what_is_no_number_is_left_out() -> None:
-    svg = chart("t", [Line("a", [(0, Metric(math.inf)), (1, Metric(2.0, 0.5))]), Line("b", [(0, Metric(math.nan))])], [], False)
+    lines = [Line("a", [(0, Metric(math.inf)), (1, Metric(2.0, 0.5))]), Line("b", [(0, Metric(math.nan))])]
+    svg = chart("t", lines, [], percent=False)
     assert svg.count("<circle") == 1 and "nan" not in svg and "inf" not in svg
 
 

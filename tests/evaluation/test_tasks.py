@@ -169,7 +169,7 @@ def test_shots_of_another_file_may_be_equal_to_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lines", [LINES[:3], [LINES[0]] * 9])
 def test_more_shots_than_there_are_is_one_clear_message(sampler: Any, lines: list[Any], tmp_path: Path) -> None:
     uri = write(tmp_path, lines)
-    with pytest.raises(UserError, match=r"use fewer evaluation.tasks\[\].shots"):
+    with pytest.raises(UserError, match=r"use fewer evaluation.tasks\[\].shots than 3"):
         read_task(replace(config(shots=3, sampler=sampler), uri=uri))
 
 
