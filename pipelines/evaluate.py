@@ -73,7 +73,9 @@ def main(arguments: Sequence[str]) -> int:
             subject.batch_tokens,
         )  # fmt: skip
         points.append(Point(step, results))
-        print("\n".join(table(points[-1:])), flush=True)
+        if len(subject.models) > 1:
+            print(f"step {step:,} is scored, {len(points)} of {len(subject.models)}", flush=True)
+    print("\n".join(table(points)))
     write_report(subject, points, Store(options.to) if options.to else subject.report)
     return 0
 
@@ -88,7 +90,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--to", help="folder or URI for evaluation.json and .html; RUN/evaluation by default, none for HF_FOLDER")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (default: %(default)s)")
     add("overrides", nargs="*", metavar="evaluation.field=value", help="fields of the section evaluation")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def read_config(options: argparse.Namespace, run: Store | None) -> EvaluationConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import math
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from pretrainer.evaluation.evaluate import TaskResult
 from pretrainer.evaluation.metrics import GPT3_TOP1, HUMAN_TOP1, Metric
 
 SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match", "top1")
-DRAWN = (SHARES, ("perplexity",), ("bits_per_byte",))
+PERPLEXITY = ("perplexity",)
+DRAWN = (SHARES, PERPLEXITY, ("bits_per_byte",))
 """Metrics that share a picture; those of no picture stand in the table."""
 YARDSTICKS = {"people": HUMAN_TOP1, "GPT-3": GPT3_TOP1}
 ABOUT_TOP1 = (
@@ -98,8 +100,8 @@ def render(model: str, points: Sequence[Point]) -> bytes:
 </head>
 <body>
 <h1>{title}</h1>
-<p class="note">Scored as lm-evaluation-harness does it. A bar through a point is its standard error, up and down;
-dashed lines are what to compare with. {html.escape(ABOUT_TOP1)}</p>
+<p class="note">Scored as lm-evaluation-harness does it. A thin bar is a standard error, up and down; dashed lines are
+what to compare with. {html.escape(ABOUT_TOP1)}</p>
 <div class="cards">{cards}</div>
 <div class="scroll">{_page_table(points)}</div>
 </body>
@@ -115,11 +117,32 @@ def _card(number: int, points: Sequence[Point]) -> str:
     return f'<div class="card">{head}{"".join(pictures)}</div>'
 
 
-def _picture(number: int, points: Sequence[Point], group: Sequence[str]) -> str:
-    task, has_steps = points[0].results[number], points[0].step is not None
+def _picture(number: int, points: Sequence[Point], group: tuple[str, ...]) -> str:
+    task, drawn = points[0].results[number], _as_power if group == PERPLEXITY else _as_it_is
     names = [name for name in group if name in task.metrics]
-    lines = [Line(name, [(point.step or 0, point.results[number].metrics[name]) for point in points]) for name in names]
-    return chart(f"{task.name}: {', '.join(names)}", lines, _levels(task, names), group is SHARES, has_steps)
+    found = [(point.step or 0, point.results[number].metrics) for point in points]
+    lines = [Line(name, [(step, drawn(metrics[name])) for step, metrics in found]) for name in names]
+    show = {SHARES: _percent, PERPLEXITY: _power}.get(group, "{:.4g}".format)
+    return chart(f"{task.name}: {', '.join(names)}", lines, _levels(task, names), show, group == SHARES)
+
+
+def _as_it_is(metric: Metric) -> Metric:
+    return metric
+
+
+def _as_power(metric: Metric) -> Metric:
+    """Its logarithm: a perplexity falls by powers of ten."""
+    error = None if metric.stderr is None else metric.stderr / metric.value / math.log(10)
+    return Metric(math.log10(metric.value), error)
+
+
+def _power(value: float) -> str:
+    plain = 10**value
+    return f"{plain:,.0f}" if 100 <= plain < 1e7 else f"{plain:.3g}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.4g} %"
 
 
 def _levels(task: TaskResult, names: Sequence[str]) -> list[Level]:

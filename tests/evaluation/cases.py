@@ -32,7 +32,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def model() -> Transformer:
-    """Far from uniform: its most likely next token has some 10 % on average."""
+    """Far from uniform, and without sense."""
     return exact_weights(Transformer(CONFIG, tokenizer().vocab_size)).eval()
 
 

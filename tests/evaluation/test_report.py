@@ -12,6 +12,7 @@ import math
 import re
 from html.parser import HTMLParser
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +77,7 @@ def test_the_page_has_every_number_and_the_yardsticks() -> None:
 
 def test_one_model_without_a_step_has_no_steps() -> None:
     page = render("folder", [Point(None, [result(acc=Metric(0.5, 0.1))])]).decode()
-    assert "step" not in re.sub("<style>.*?</style>", "", page, flags=re.DOTALL) and "<circle" in page
+    assert "step" not in re.sub("<style>.*?</style>", "", page, flags=re.DOTALL) and page.count("<rect") == 1
     assert table([Point(None, [result(acc=Metric(0.5, 0.1))])])[-1] == "   acc 50 % ± 10 %"
 
 
@@ -118,30 +119,46 @@ def test_ticks_are_few_and_around_everything(low: float, size: float) -> None:
 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 10**7), numbers, st.none() | st.floats(0, 100)), min_size=1, max_size=9),
-       st.lists(numbers, max_size=3))  # fmt: skip
-def test_everything_is_inside_the_picture(values: list[tuple[int, float, float | None]], levels: list[float]) -> None:
+       st.lists(numbers, max_size=3), st.booleans())  # fmt: skip
+def test_everything_is_inside_the_picture(
+    values: list[tuple[int, float, float | None]], levels: list[float], is_share: bool
+) -> None:
     places = {x: Metric(value, error) for x, value, error in values}
     line = Line("a & b", sorted(places.items()))
-    svg = chart("t", [line], [Level("level", value) for value in levels], percent=False)
-    for name, high in (("x", 460), ("y", 230)):
-        found = [float(value) for value in re.findall(rf'\b(?:c{name}|{name}[12])="([^"]+)"', svg)]
+    svg = chart("t", [line], [Level("level", value) for value in levels], str, is_share)
+    for name, high in (("x", 460), ("y", 220)):
+        found = [float(value) for value in re.findall(rf'\b(?:c{name}|{name}[12]?)="([^"]+)"', svg)]
         assert found and all(-0.1 <= value <= high + 0.1 for value in found)
-    assert svg.count("<circle") == len(places) and "a &amp; b" in svg
+    assert svg.count("<circle") + svg.count("<rect") == len(places) and "a &amp; b" in svg
 
 
 def test_a_higher_value_is_drawn_higher_and_a_later_one_to_the_right() -> None:
-    svg = chart("t", [Line("a", [(0, Metric(0.1)), (10, Metric(0.4))])], [], percent=True)
+    svg = chart("t", [Line("a", [(0, Metric(0.1)), (10, Metric(0.4))])], [], show=str)
     (x0, y0), (x1, y1) = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([^"]+)" cy="([^"]+)"', svg)]
     assert x0 < x1 and y0 > y1
 
 
 def test_what_is_no_number_is_left_out() -> None:
     lines = [Line("a", [(0, Metric(math.inf)), (1, Metric(2.0, 0.5))]), Line("b", [(0, Metric(math.nan))])]
-    svg = chart("t", lines, [], percent=False)
-    assert svg.count("<circle") == 1 and "nan" not in svg and "inf" not in svg
+    svg = chart("t", lines, [], show=str)
+    assert svg.count("<rect") == 1 and "nan" not in svg and "inf" not in svg
+
+
+def test_a_perplexity_is_drawn_by_powers_of_ten() -> None:
+    values = [Metric(value, value / 10) for value in (1e4, 1e3, 1e2)]
+    svg = render("run", [Point(step, [result(perplexity=value)]) for step, value in enumerate(values)]).decode()
+    heights = [float(y) for y in re.findall(r'<circle cx="[^"]+" cy="([^"]+)"', svg)]
+    assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=0.2) and heights[0] < heights[1]
+    assert ">10,000<" in svg and ">100<" in svg
+
+
+def test_shares_are_never_drawn_below_nothing() -> None:
+    line = Line("a", [(0, Metric(0.001, 0.01)), (1, Metric(0.3, 0.01))])
+    assert 'text-anchor="end" x="46" y="190.0">0.0<' in chart("t", [line], [], str, is_share=True)
+    assert ">-0.1<" in chart("t", [line], [], str)
 
 
 def test_names_do_not_lie_on_each_other() -> None:
-    svg = chart("t", [Line(name, [(0, Metric(0.5))]) for name in "abcd"], [Level("e", 0.5)], percent=True)
+    svg = chart("t", [Line(name, [(0, Metric(0.5))]) for name in "abcd"], [Level("e", 0.5)], show=str)
     heights = [float(y) for y in re.findall(r'<text class="name [^"]*" x="[^"]+" y="([^"]+)"', svg)]
     assert len(heights) == 5 and all(b - a >= 12 for a, b in zip(sorted(heights), sorted(heights)[1:], strict=False))

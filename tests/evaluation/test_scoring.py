@@ -7,17 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoTokenizer
 
 from pretrainer.config import ModelConfig, MoeConfig, TrainConfig
+from pretrainer.data.tokenizer.hf import export_hf
+from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import UserError
-from pretrainer.evaluation.encoding import Request, encode_pair, encode_windows
+from pretrainer.evaluation.encoding import Request, encode, encode_pair, encode_windows
 from pretrainer.evaluation.evaluate import evaluate_tasks
 from pretrainer.evaluation.lanes import Lanes, batches_of
 from pretrainer.evaluation.scoring import Score, answer, score
@@ -149,6 +156,29 @@ def test_windows_predict_every_token_once_with_as_much_before_as_fits(text: str,
         behind += len(one.continuation)
         expected = [tokenizer().bos_id, *whole][: behind + 1][-(max_tokens + 1) :]
         assert [*one.context, *one.continuation] == expected
+
+
+def byte_level(adds_bos: bool) -> Tokenizer:
+    """A tokenizer.json as GPT-2's, or as Llama 3's, which adds bos."""
+    found = tokenizers.Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    names = ["<|begin_of_text|>", "<|end_of_text|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    found.train_from_iterator(["a b c"], trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=names))
+    if adds_bos:
+        found.post_processor = processors.TemplateProcessing(single=f"{names[0]} $A", special_tokens=[(names[0], 0)])
+    return Tokenizer.from_bytes(found.to_str().encode())
+
+
+@pytest.mark.parametrize("made", [tokenizer, partial(byte_level, True), partial(byte_level, False)])
+def test_texts_are_encoded_as_transformers_encodes_them_by_default(made: Any, tmp_path: Path) -> None:
+    ours = made()
+    export_hf(ours, tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("", "a b", " Grüße,\n世界 <|begin_of_text|> <bos>"):
+        assert encode(ours, text) == theirs(text)["input_ids"]
+    assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
 class Joining:
