@@ -27,12 +27,13 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from pretrainer import config as config_module
-from pretrainer.config import Config
+from pretrainer.config import Config, EvaluationConfig
 from pretrainer.config_fields import describe_fields, format_help, hints, locate, show, type_words
 from pretrainer.errors import ConfigError
 
 __all__ = [
-    "describe_fields", "format_help", "load_config", "parse_config", "shipped_configs", "to_delta_yaml", "to_yaml",
+    "describe_fields", "format_help", "load_config", "parse_config", "parse_evaluation", "shipped_configs",
+    "to_delta_yaml", "to_yaml",
 ]  # fmt: skip
 
 # An override of the key drops a value of the other one that the file gave.
@@ -69,7 +70,21 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
     raw = _parse_yaml(text, where)
     if not isinstance(raw, dict | None):
         raise ConfigError(f"{where} holds {show(raw)}: write sections, for example\ntrain:\n  steps: 20")
-    raw = raw or {}
+    return _with_overrides(raw or {}, overrides)
+
+
+def parse_evaluation(text: str, overrides: Sequence[str] = (), where: str = "config") -> EvaluationConfig:
+    """The section `evaluation` of YAML whose other sections are not looked at, with overrides of it alone applied."""
+    strange = [override for override in overrides if not override.startswith("evaluation.")]
+    if strange:
+        raise ConfigError(f"argument {strange[0]!r} is not possible here: write evaluation.field=value")
+    given = _parse_yaml(text, where)
+    raw = json.loads(json.dumps(dataclasses.asdict(load_config(None, []))))
+    raw["evaluation"] = given.get("evaluation") if isinstance(given, dict) else None
+    return _with_overrides(raw, overrides).evaluation
+
+
+def _with_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> Config:
     given: set[str] = set()
     for override in overrides:
         _apply_override(raw, override, given)

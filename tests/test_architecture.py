@@ -1,4 +1,4 @@
-"""Imports flow one way: pipelines → data, train, tuning, plan → model → config, schema → errors.
+"""Imports flow one way: pipelines → data, train, tuning, plan, evaluation → model → config, schema → errors.
 
     python -m pytest -q tests/test_architecture.py
 
@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"errors", "config", "schema", "shared", "model"},
     "plan": {"errors", "config", "schema", "shared", "model"},
     "tuning": {"errors", "config", "schema", "shared", "model", "plan"},
-    "pipelines": {"errors", "config", "schema", "shared", "model", "data", "train", "plan", "tuning"},
+    "evaluation": {"errors", "config", "schema", "shared", "model"},
+    "pipelines": {"errors", "config", "schema", "shared", "model", "data", "train", "plan", "tuning", "evaluation"},
 }
 
 # Foreign systems with one border each: the modules that may import them.
@@ -59,6 +60,7 @@ OUTSIDE: dict[str, set[str]] = {
     "pretrainer.train.step": {"torch", "numpy"},
     "pretrainer.train.exact": {"torch", "numpy"},
     "pretrainer.train.staging": {"torch"},
+    "pretrainer.evaluation": {"torch", "numpy", "pyarrow"},
 }
 
 # What a module must not reach, by whatever chain of imports inside the package.
@@ -69,6 +71,7 @@ NEVER_REACHES = {
     "pretrainer.train.step": {"ray", "mlflow", "pydantic"},
     "pretrainer.train.exact": {"ray", "mlflow", "pydantic"},
     "pretrainer.train.saving": {"ray", "mlflow", "pydantic"},
+    "pretrainer.evaluation": {"ray", "mlflow", "pydantic"},
     "pretrainer.config": {"ray", "mlflow", "pydantic", "torch", "pyarrow", "numpy"},
 }
 

@@ -24,16 +24,17 @@ from pretrainer.config.curation import (
 )
 from pretrainer.config.data import DataConfig, SegmentConfig, TokenizerConfig
 from pretrainer.config.dedup import DedupConfig, LineDedupConfig
+from pretrainer.config.evaluation import EvaluationConfig, TaskConfig
 from pretrainer.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from pretrainer.config.sources import SourceConfig
 from pretrainer.config.train import TrainConfig
 from pretrainer.errors import require
 
 __all__ = [
-    "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "ExtractConfig",
-    "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "PerplexityConfig", "PiiConfig",
+    "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "EvaluationConfig",
+    "ExtractConfig", "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "PerplexityConfig", "PiiConfig",
     "QualityConfig", "RopeScalingConfig", "RunConfig", "SegmentConfig",
-    "SourceConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
+    "SourceConfig", "TaskConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
 ]  # fmt: skip
 
 
@@ -104,6 +105,8 @@ class Config:
     """The architecture."""
     train: TrainConfig
     """Length, batch, optimizer, checkpoints."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Task files that a trained model is scored on."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -81,6 +81,11 @@ class Tokenizer(ABC):
                                 "(tokenizer.uri=null)")
 
     @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """Ids that transformers puts before every text with this tokenizer as `export_hf` writes it."""
+        return (self.bos_id,)
+
+    @property
     @abstractmethod
     def vocab_size(self) -> int:
         """Rows that an embedding needs: one more than the largest id."""
@@ -160,6 +165,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.pad_id = self.eos_id if found["pad"] is None else found["pad"]
         self.mask_id = found["mask"]
         self._refuse_specials_from_text([name for names in HF_ROLES.values() for name in names if name in vocab])
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        marked = self._tokenizer.encode("a", add_special_tokens=True)
+        return tuple(marked.ids[: marked.special_tokens_mask.index(0)])
 
     @property
     def special_ids(self) -> set[int]:

@@ -1,0 +1,212 @@
+"""Score a model on task files, and a run on its held-out documents: one checkpoint, or the curve over all of them.
+
+    python -m pipelines.evaluate RUN [--checkpoints all] 'evaluation.tasks=[{name: arc, uri: arc.jsonl, kind: arc}]'
+    python -m pipelines.evaluate HF_FOLDER --config tasks.yaml --to evaluation
+
+RUN is a run folder (path or URI) or the name of a run under run.storage; HF_FOLDER holds config.json, safetensors and
+tokenizer files. Tasks are those of the run's config, of the section `evaluation` in --config FILE, or of arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pipelines.cli import run_main
+from pipelines.export import checkpoint_folder, download, run_config
+from pipelines.generate import load_model
+from pretrainer.config import Config, EvaluationConfig, RunConfig, TaskConfig
+from pretrainer.config_load import parse_evaluation
+from pretrainer.data.plan import load_tokenizer
+from pretrainer.data.tokenizer.tokenizer import Tokenizer
+from pretrainer.errors import UserError
+from pretrainer.evaluation.evaluate import evaluate_tasks
+from pretrainer.evaluation.kinds import KINDS
+from pretrainer.evaluation.report import Point, as_plain, render, table
+from pretrainer.evaluation.tasks import Task, make_task, read_task
+from pretrainer.model.hf import from_hf
+from pretrainer.model.transformer import Transformer
+from pretrainer.schema import from_ipc
+from pretrainer.storage import Store, resolve_run
+from pretrainer.train.committed import committed_checkpoints
+from pretrainer.train.copies import BEST, Place, find_copies
+
+DEFAULT_CONTEXT = 2048
+"""Tokens that a folder's model is taken to read where its config.json does not say, as in the harness."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: weights of one model, by step, loaded one after the other."""
+
+    uri: str
+    tokenizer: Tokenizer
+    max_tokens: int
+    tasks: list[Task]
+    models: dict[int | None, Callable[[], Transformer]]
+    batch_tokens: int
+    report: Store | None  # where it is written unless --to says so
+    warning: str | None = None
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    place = resolve_run(options.model, options.storage)
+    is_folder = place.exists("config.json") and not place.exists("config.yaml")
+    subject = open_folder(place, options) if is_folder else open_run(place, options)
+    if not subject.tasks:
+        raise UserError("there is no task: give --config FILE with evaluation.tasks, or evaluation.tasks=… itself")
+    if subject.warning:
+        print(subject.warning)
+    points = []
+    for step, load in subject.models.items():
+        results = evaluate_tasks(
+            load().to(options.device), subject.tokenizer, subject.tasks, options.device, subject.max_tokens,
+            subject.batch_tokens,
+        )  # fmt: skip
+        points.append(Point(step, results))
+        if len(subject.models) > 1:
+            print(f"step {step:,} is scored, {len(points)} of {len(subject.models)}", flush=True)
+    print("\n".join(table(points)))
+    write_report(subject, points, Store(options.to) if options.to else subject.report)
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.evaluate", description=(__doc__ or "").split("\n\n")[0])
+    add = parser.add_argument
+    add("model", metavar="RUN|HF_FOLDER", help="run folder (path or URI), name of a run under --storage, or HF folder")
+    add("--storage", default=RunConfig().storage, help="where named runs are (default: %(default)s)")
+    add("--checkpoints", default="newest", help="newest, best, all, or steps such as 200,400 (default: %(default)s)")
+    add("--config", metavar="FILE", help="YAML file (path or URI) whose section evaluation is used")
+    add("--to", help="folder or URI for evaluation.json and .html; RUN/evaluation by default, none for HF_FOLDER")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (default: %(default)s)")
+    add("overrides", nargs="*", metavar="evaluation.field=value", help="fields of the section evaluation")
+    return parser.parse_intermixed_args(arguments)
+
+
+def read_config(options: argparse.Namespace, run: Store | None) -> EvaluationConfig:
+    """The section `evaluation` of --config, else of the run."""
+    if options.config is None:
+        text, where = ("", "") if run is None else (run.read_text("config.yaml"), f"{run.uri}/config.yaml")
+        return parse_evaluation(text, options.overrides, where)
+    try:
+        return parse_evaluation(Store(options.config).read_text(), options.overrides, options.config)
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {options.config} cannot be read ({error}): give a YAML file") from None
+
+
+# ----------------------------------------------------------------------------------------------------------- a run
+
+
+def open_run(run: Store, options: argparse.Namespace) -> Subject:
+    config = run_config(run)
+    if not config.model.causal:
+        raise UserError(f"{run.uri} was trained with model.causal=false: it fills masks and gives no text a likelihood")
+    wanted, tokenizer = read_config(options, run), load_tokenizer(run.child("data").uri)
+    folders = choose_checkpoints(run, options.checkpoints)
+    models: dict[int | None, Callable[[], Transformer]] = {
+        step: partial(load_model, config, run, folder, tokenizer.vocab_size) for step, folder in folders.items()
+    }
+    # What the exported folder says of its context, so that the harness cuts there as well.
+    learned = config.model.context if config.model.positions == "learned" else None
+    tasks = [read_task(task) for task in wanted.tasks] + held_out_tasks(run)
+    open_files = ", ".join(unprotected(config, wanted.tasks))
+    warning = f"warning: {open_files} were not kept out of the training text (data.decontamination.benchmarks)"
+    return Subject(
+        run.uri, tokenizer, learned or config.data.seq_len, tasks, models, wanted.batch_tokens,
+        run.child("evaluation"), warning if open_files else None,
+    )  # fmt: skip
+
+
+def unprotected(config: Config, tasks: Sequence[TaskConfig]) -> list[str]:
+    """Names of tasks whose file is in no entry of the run's data.decontamination.benchmarks."""
+
+    def covers(entry: str, uri: str) -> bool:
+        return fnmatch(uri, entry) or uri.startswith(entry.rstrip("/") + "/")
+
+    entries = config.data.decontamination.benchmarks
+    return [task.name for task in tasks if not any(covers(entry, task.uri) for entry in entries)]
+
+
+def choose_checkpoints(run: Store, wanted: str) -> dict[int, str]:
+    """Step -> folder below the run, ascending."""
+    everything = dict(sorted({**find_copies(run), **committed_checkpoints(run)}.items()))
+    if wanted == "all" and everything:
+        return everything
+    if wanted == "best":
+        steps = list(Place(BEST, run.child(BEST)).copies())
+        if not steps:
+            raise UserError(f"{run.uri} has no best checkpoint: train with train.keep_best=true, or use newest or all")
+        return {step: everything[step] for step in steps}
+    if wanted in ("newest", "all"):
+        newest = checkpoint_folder(run, None)
+        return {step: folder for step, folder in everything.items() if folder == newest}
+    try:
+        return {step: checkpoint_folder(run, step) for step in sorted(map(int, wanted.split(",")))}
+    except ValueError:
+        raise UserError(f"--checkpoints {wanted!r} is not possible: use newest, best, all or steps: 200,400") from None
+
+
+def held_out_tasks(run: Store) -> list[Task]:
+    """The run's held-out documents of each source that its own validation uses, as texts."""
+    data = run.child("data")
+    if not data.exists("held_out/summary.json"):
+        return []
+    summary = json.loads(data.read("held_out/summary.json"))
+    return [_held_out_task(data, source, about["documents"]) for source, about in summary.items()]
+
+
+def _held_out_task(data: Store, source: str, documents: int) -> Task:
+    path = f"held_out/{source}.documents.arrow"
+    config = TaskConfig(name=f"held-out {source}", uri=data.child(path).uri, kind="text", max_documents=documents)
+    texts = from_ipc(data.read(path)).column("text").to_pylist()
+    return make_task(config, [KINDS["text"].read({"text": text}, config) for text in texts])
+
+
+# ------------------------------------------------------------------------------------------ a Hugging Face folder
+
+
+def open_folder(folder: Store, options: argparse.Namespace) -> Subject:
+    if options.checkpoints != "newest":
+        raise UserError(f"{folder.uri} is one model: --checkpoints is for run folders")
+    wanted = read_config(options, None)
+    with tempfile.TemporaryDirectory() as local:
+        download(folder, Path(local))
+        state, config, vocab_size = from_hf(local)
+        tokenizer = _folder_tokenizer(folder, Path(local))
+    model = Transformer(config, vocab_size)
+    model.load_state_dict(state)
+    tasks = [read_task(task) for task in wanted.tasks]
+    context = config.context or DEFAULT_CONTEXT
+    return Subject(folder.uri, tokenizer, context, tasks, {None: model.eval}, wanted.batch_tokens, None)
+
+
+def _folder_tokenizer(folder: Store, local: Path) -> Tokenizer:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (local / name).exists():
+            return Tokenizer.from_bytes((local / name).read_bytes())
+    raise UserError(f"{folder.uri} has no tokenizer.json and no tokenizer.model: copy the model's tokenizer there")
+
+
+# ---------------------------------------------------------------------------------------------------------- report
+
+
+def write_report(subject: Subject, points: Sequence[Point], place: Store | None) -> None:
+    if place is None:
+        return
+    place.write("evaluation.json", json.dumps(as_plain(subject.uri, points), indent=1).encode())
+    place.write("evaluation.html", render(subject.uri, points))
+    print(f"\n{place.child('evaluation.html').uri}")
+
+
+if __name__ == "__main__":
+    run_main(main)
