@@ -120,4 +120,4 @@ def _describe(cls: Any, prefix: str) -> list[FieldInfo]:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else show(value)
+    return value if isinstance(value, str) and value.strip() == value else show(value)
