@@ -270,7 +270,7 @@ def test_shares_are_those_of_the_curriculum() -> None:
         ({"tokens": 1e9, "gpu": "tpu"}, r"--gpu='tpu' is not in the price table of \d{4}-\d\d.*Nearest possible plan"),
         ({"tokens": 1e9, "tflops": 1e4}, r"--tflops=10000 .* peak of H100 is 989 .*Nearest possible plan"),
         ({"parameters": 70e9, "gpu": "L4", "gpus": 8}, r"do not fit into 8 L4: .* GiB on each.*Nearest .* 70.6B"),
-        ({"parameters": 1e14}, r"do not fit into 8 H100.*Nearest possible plan: \d+B parameters"),
+        ({"parameters": 3e12}, r"do not fit into 8 H100.*Nearest possible plan: \d+B parameters"),
         ({"parameters": 7e9, "tokens": 1e9, "gpu": "L4", "gpus": 1}, r"do not fit into 1 L4.*Nearest possible plan: 6"),
         ({"preset": "1b", "tokens": 1e9, "gpus": 8192}, r"--gpus=8192 .* rows of 4,096.*Nearest possible plan"),
         ({"tokens": 1e10, "days": 1e-4}, r"--days=0.0001 .*Nearest possible plan: \d+M parameters on 10B tokens"),
