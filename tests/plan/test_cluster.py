@@ -172,6 +172,16 @@ def test_impossible_choices_say_why_and_what_else() -> None:
     assert told.value.nearest[0].days is None and told.value.nearest[0].gpus
 
 
+def test_more_of_the_same_gpu_is_offered_even_where_fewer_would_do() -> None:
+    """Five GPUs cannot split matrices, so four hold what they do not."""
+    small = prices().gpus["A100-40GB"]
+    heavy = load("llama2-7b", seq_len=8192)
+    assert [run.gpus for run in possible(heavy, small)][0] == 4
+    with pytest.raises(Impossible, match="do not fit into 5 A100-40GB") as told:
+        choose_run(asked(gpus=5), small, heavy)
+    assert told.value.nearest[0].gpus == 8
+
+
 def test_memory_is_compared_in_gib() -> None:
     run = arrange(load("1b"), H100, 8)
     assert run is not None
