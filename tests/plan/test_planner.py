@@ -18,7 +18,7 @@ from pretrainer.model.presets import resolve
 from pretrainer.plan.budget import Ask, resolve_ask
 from pretrainer.plan.config_file import config_of, config_text
 from pretrainer.plan.laws import FRONTIERS, REFIT, Split
-from pretrainer.plan.repeats import effective
+from pretrainer.plan.repeats import effective, effective_parameters
 from pretrainer.plan.request import Available, Base, mixture_shares
 from tests.plan.plans import example, plan, prices, request
 
@@ -173,6 +173,12 @@ def test_what_is_asked_for_is_what_is_planned() -> None:
     assert found.tokens == pytest.approx(2e10, rel=0.01) and found.cost.dollars == pytest.approx(1000, rel=0.05)
 
 
+def test_rows_are_no_longer_than_a_table_of_positions() -> None:
+    found = plan(preset="gpt2", tokens=1e10)
+    assert found.run.seq_len == 1024 < plan(preset="125m", tokens=1e10).run.seq_len
+    assert parse_config(config_text(found, "plan.yaml")).data.seq_len == 1024
+
+
 # ------------------------------------------------------------------------------------------------------ a config's plan
 
 
@@ -236,7 +242,9 @@ def test_a_ledger_is_counted_source_by_source() -> None:
     assert found.effective_tokens == pytest.approx(
         effective(0.875 * found.tokens, 1e9) + effective(0.125 * found.tokens, 1e8)
     )
-    assert found.loss > REFIT.loss(*found.split)
+    enough = effective_parameters(REFIT, found.parameters, 1.1e9)
+    assert enough < found.parameters  # too large for what they learn from
+    assert found.loss == pytest.approx(REFIT.loss(enough, found.effective_tokens))
     config = parse_config(config_text(found, "plan.yaml"))
     assert [source.max_epochs for source in config.data.sources] == [4, 6]
     assert config.tokenizer == OWN.tokenizer  # that of the run, whatever its size
