@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 860.0, 460.0
@@ -80,18 +80,12 @@ class Chart:
     def _write(self, x: float, y: float, words: str, kind: str, more: str = "") -> None:
         self.texts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" {more}>{html.escape(words)}</text>')
 
-    def _inside(self, point: Point) -> bool:
-        return all(-1e-9 <= axis.share(value) <= 1 + 1e-9 for axis, value in zip((self.x, self.y), point, strict=True))
-
-    def line(self, points: Iterable[Point], kind: str, words: str = "") -> None:
-        """Through those of the points that are inside; words stand at its right end."""
-        inside = [point for point in points if self._inside(point)]
-        if not inside:
-            return
-        at = " ".join(f"{self._x(x):.1f},{self._y(y):.1f}" for x, y in inside)
+    def line(self, points: Sequence[Point], kind: str, words: str = "") -> None:
+        """Through the points; words stand at its right end."""
+        at = " ".join(f"{self._x(x):.1f},{self._y(y):.1f}" for x, y in points)
         self.shapes.append(f'<polyline class="{kind}" points="{at}"><title>{html.escape(words)}</title></polyline>')
         if words:
-            self.ends.append((self._x(inside[-1][0]), self._y(inside[-1][1]), words, kind))
+            self.ends.append((self._x(points[-1][0]), self._y(points[-1][1]), words, kind))
 
     def upright(self, x: float, kind: str, words: str, row: int) -> None:
         """A vertical line with words beside its top, `row` lines down so that neighbours do not cover each other."""

@@ -74,7 +74,8 @@ def test_options_reach_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_law_and_a_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {}
     for law in ("approach1", "approach3"):
-        planned(tmp_path, "--gpu-hours", "1000", "--law", law, "--days", "2")
+        config = planned(tmp_path, "--gpu-hours", "1000", "--law", law, "--days", "2")
+        assert config.train.num_workers == 32  # 1000 / 48 hours is 20.8
         sizes[law] = capsys.readouterr().out.splitlines()[1]
     assert sizes["approach1"] != sizes["approach3"]
     with pytest.raises(ConfigError, match="--law='kaplen'"):
@@ -137,7 +138,9 @@ def test_the_ledger_of_a_prepared_run_is_counted(
     (plan,) = thaw(prepared, Store(prepared.run.storage).child("run/data")).plans
     tokens, units = curate(prepared, plan.units)
     config = ask(prepared, tmp_path)
-    row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  synthetic"))
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line.split() for line in lines if line.startswith("  synthetic"))
+    assert any(line.split() == ["tokenizer", "440", "pieces"] for line in lines)  # the one that there is
     assert row[0] == "synthetic" and row[2] == f"{tokens / 1000:.3g}K" and row[4] == "100%"
     passes = float(row[3])
     assert config.train.tokens is not None and passes == pytest.approx(config.train.tokens / tokens, abs=0.01)

@@ -21,7 +21,7 @@ from pretrainer.plan.planner import Plan
 from pretrainer.plan.report import as_text, tables
 from pretrainer.plan.request import Available
 from pretrainer.plan.units import dollars, duration, number, short
-from tests.plan.plans import example, plan
+from tests.plan.plans import example, plan, prices
 
 PLANS = {
     "dollars": {"dollars": 1e5},
@@ -153,6 +153,13 @@ def test_the_page_is_whole_loads_nothing_and_runs_nothing(name: str) -> None:
     assert policy is not None and "default-src 'none'" in policy and f"'sha256-{digest}'" in policy
     classes = {word for _, attrs in found.tags for word in (attrs.get("class") or "").split()}
     assert {word for word in classes if not re.search(rf"\.{word}\b", found.style)} <= {"curve", "law", "words"}
+
+
+def test_names_from_files_are_no_markup() -> None:
+    evil = "<b onload=x>&"
+    table = replace(prices(), source=evil, gpus={evil: replace(prices().gpus["H100"], name=evil)})
+    text = render(plan(flops=1e20, gpu=evil, prices=table)).decode()
+    assert not any(tag == "b" for tag, _ in Elements(text).tags) and "&lt;b onload=x&gt;&amp;" in text
 
 
 @pytest.mark.parametrize("name", PLANS)

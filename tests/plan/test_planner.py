@@ -221,7 +221,10 @@ def test_rates_and_lengths_of_the_file_replace_those_of_the_config() -> None:
 
 def test_a_window_holds_enough_of_the_plans_rows() -> None:
     config = config_of(plan(parameters=20e9, tokens=1e9))
-    assert config.data.seq_len == 8192 and config.data.pack_window_tokens >= 64 * 8193
+    assert config.data.seq_len == 8192 and config.data.pack_window_tokens == 2**22 >= 64 * 8193
+    small, large = (replace(OWN, data=replace(OWN.data, pack_window_tokens=tokens)) for tokens in (2**18, 2**24))
+    windows = [config_of(plan(flops=1e20, base=own(config=one))).data.pack_window_tokens for one in (small, large)]
+    assert windows == [2**18, 2**24]  # one of a config is kept
 
 
 def test_a_mixture_of_experts_is_refused() -> None:
