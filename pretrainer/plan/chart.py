@@ -38,7 +38,7 @@ class Axis:
             every = max(1, len(decades) // 9)
             found = [step * 10.0**decade for decade in decades[::every] for step in steps]
         else:
-            rough = (self.high - self.low) / 6
+            rough = (self.high - self.low) / 8
             base = 10.0 ** math.floor(math.log10(rough))
             step = next(step * base for step in (1, 2, 5, 10) if step * base >= rough)
             first = math.ceil(self.low / step)
