@@ -21,7 +21,8 @@ def test_a_proposal_has_the_parameters_and_a_sound_shape(parameters: float) -> N
     vocab_size = size_for(parameters).vocab_size
     model = resolve(propose(parameters, vocab_size))
     error = abs(parameter_count(model, vocab_size) / parameters - 1)
-    assert error < (0.15 if parameters < 5e6 else 0.07 if parameters < 60e6 else 0.051)  # small ones grow in large steps
+    steps = 0.15 if parameters < 5e6 else 0.07 if parameters < 60e6 else 0.051  # small models grow in large steps
+    assert error < steps
     assert 15 < model.hidden / model.layers < 260
     assert model.hidden == model.heads * model.width_per_head and model.heads % model.num_kv_heads == 0
     assert 2 <= model.ffn_width / model.hidden <= 4.5
