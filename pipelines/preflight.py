@@ -137,6 +137,7 @@ def _check_length(config: Config, manifest: Manifest) -> None:
                 "max_epochs, or lower its weight or share"
             )
 
+BYTES_OF_A_TOKEN = 4  # in a slot block in memory
 
 Row = tuple[str, str]
 """(name of a number of the plan, the number in words)."""
@@ -186,7 +187,19 @@ def _training_rows(config: Config, cluster: Cluster, vocab_size: int) -> list[Ro
         ("workers", f"{lo} to {hi}, useful sizes {sizes_of(config)}" if lo != hi else fixed),
         ("memory", f"about {plan.total / GIB:.2f} GiB per worker of {lo} at the peak of a step, the {plan.moment}"),
         *plan_table(plan),
+        ("spikes", _spikes(config, lo)),
     ]
+
+
+def _spikes(config: Config, world: int) -> str:
+    """What is done about them, and what going back takes on the host."""
+    stability, train = config.stability, config.train
+    told = f"{stability.on_spike}, not finite: {stability.on_nonfinite}"
+    if not stability.rolls_back:
+        return told
+    streams = world // train.workers_per_stream
+    kept = train.checkpoint_every_steps * train.global_batch_tokens * BYTES_OF_A_TOKEN / streams
+    return f"{told}; {kept / GIB:.2f} GiB of blocks behind the last checkpoint on the host of each of {world} workers"
 
 
 def _cluster_rows(config: Config, cluster: Cluster) -> list[Row]:

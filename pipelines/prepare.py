@@ -8,7 +8,6 @@ The same command goes on after an interruption; chunks that are committed are no
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from pretrainer.config import Config
 from pretrainer.data.pipeline import curate
 from pretrainer.data.plan import SourcePlan
 from pretrainer.lease import hold
-from pretrainer.model.presets import resolve
+from pretrainer.model.presets import resolve_model_of
 from pretrainer.storage import Store, resolve_run
 
 SAY_EVERY_S = 10.0
@@ -30,8 +29,7 @@ SAY_EVERY_S = 10.0
 
 def main(arguments: Sequence[str]) -> int:
     started_s = time.time()
-    config = read_config(config_parser("prepare", __doc__.split("\n\n")[0]).parse_args(arguments))
-    config = dataclasses.replace(config, model=resolve(config.model))
+    config = resolve_model_of(read_config(config_parser("prepare", __doc__.split("\n\n")[0]).parse_args(arguments)))
     run = resolve_run(config.run.name, config.run.storage)
     with cluster(config) as there:
         return prepare(config, run, there, Console(started_s, config))

@@ -10,7 +10,6 @@ The same command continues a run that was interrupted, at the step after its las
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pipelines.start import open_data
 from pretrainer.config import Config
 from pretrainer.data.readers.source import Manifest
 from pretrainer.lease import Lease, hold
-from pretrainer.model.presets import resolve
+from pretrainer.model.presets import resolve_model_of
 from pretrainer.storage import Store, resolve_run
 
 
@@ -33,8 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         "--dry-run", action="store_true", help="check everything, print the derived plan, train nothing"
     )
     options = parser.parse_args(arguments)
-    config = read_config(options)
-    config = dataclasses.replace(config, model=resolve(config.model))
+    config = resolve_model_of(read_config(options))
     run = resolve_run(config.run.name, config.run.storage)
     if options.dry_run:
         return dry_run(config, run)

@@ -14,6 +14,7 @@ from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.storage import Store
 
+MOST_CULPRITS = 8
 REPETITION_PAYS = 4
 """Epochs up to which repeated tokens are nearly as good as new ones: Muennighoff et al. 2023, arXiv:2305.16264."""
 
@@ -147,6 +148,22 @@ class Console:
 
     def _stall(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} stalled: {event['message']}; the workers restart from the last checkpoint")
+
+    def _healing(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(f"{self._clock()} warning: {event['message']}; {event['action']}")
+
+    def _culprits(self, event: dict[str, Any], data: Frozen) -> None:
+        """Only a few of them: a step may hold thousands."""
+        first, last = event["first_step"], event["end_step"] - 1
+        self.say(f"{self._clock()} steps {first} to {last} hold {event['count']:,} documents:")
+        for one in event["documents"][:MOST_CULPRITS]:
+            place = f"{one['source']}  {one['shard']}  row {one['row']}"
+            self.say(f"    {place}  {one['document']}  {one['tokens']:,} tokens")
+        if event["count"] > MOST_CULPRITS:
+            self.say(f"    … all of them are in {event['where']}")
+
+    def _warning(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(f"{self._clock()} warning: {event['message']}")
 
     def _clock(self) -> str:
         return f"[{_duration(time.time() - self.started_s)}]"

@@ -28,6 +28,7 @@ from pretrainer.model.hf import why_no_export
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store
 from pretrainer.train.committed import committed_checkpoint
+from pretrainer.train.healing import read_heals
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,8 @@ def summarise(
         "restarts": len(session.starts) - len({start["segment"] for start in session.starts}),
         "order_digest": digests[-1]["order_digest"] if digests else "",
         "weights_sha256": digests[-1]["weights_sha256"] if digests else None,
+        "instabilities": [{**h.to_json(), "message": h.message, "action": h.action} for h in read_heals(session.run)],
+        "warnings": [{k: event[k] for k in ("step", "name", "message")} for event in outcome.of("warning")],
         "fingerprint": data.fingerprint,
         "documents": {
             "read": sum(c["read"] for c in by_source.values()),
@@ -187,6 +190,15 @@ def artifacts(session: Session, outcome: Outcome, summary: dict[str, Any]) -> di
     }
 
 
+def instabilities(summary: dict[str, Any]) -> str:
+    """How many of what, and how many steps were left out."""
+    found = Counter(heal["reason"].replace("_", " ") for heal in summary["instabilities"])
+    left_out = {step for heal in summary["instabilities"] for step in range(heal["first_step"], heal["end_step"])}
+    told = [f"{count} x {reason}" for reason, count in found.items()]
+    told += [f"{len(left_out)} steps left out"] if left_out else []
+    return ", ".join([*told, *(warning["name"].replace("_", " ") for warning in summary["warnings"])])
+
+
 def document_table(by_source: dict[str, dict[str, Any]]) -> list[str]:
     """Documents in, kept and dropped by reason, one block per source."""
     lines = []
@@ -239,6 +251,7 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
             "checkpoints",
             "{saved:,} saved, training waited {blocking_s:.1f} s of {total_s:.1f} s".format(**summary["checkpoints"]),
         ),
+        *([("instabilities", instabilities(summary))] if summary["instabilities"] or summary["warnings"] else []),
         ("order digest", summary["order_digest"]),
         *([("weights SHA-256", summary["weights_sha256"])] if summary["weights_sha256"] else []),
         ("checkpoint", summary["checkpoint"]),

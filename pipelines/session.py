@@ -21,7 +21,7 @@ from pipelines.preflight import uses_gpu
 from pipelines.progress import Console
 from pipelines.supervise import Supervisor, read_json
 from pretrainer.config import Config
-from pretrainer.data.curriculum import Curriculum, Segment
+from pretrainer.data.curriculum import Segment
 from pretrainer.data.ledger.lines import open_line
 from pretrainer.data.pipeline import build_stream, data_cpus
 from pretrainer.data.plan import load_tokenizer
@@ -32,8 +32,9 @@ from pretrainer.lease import Lease
 from pretrainer.schema import from_ipc
 from pretrainer.storage import Store
 from pretrainer.tracking import Tracker, default_uri
-from pretrainer.train.committed import committed_checkpoint, drop_damaged
+from pretrainer.train.committed import committed_checkpoint, drop_damaged, rewind
 from pretrainer.train.controller import make_trainer
+from pretrainer.train.healing import pending_restart
 from pretrainer.train.recorder import Recorder
 from pretrainer.train.spec import WorkerSpec
 
@@ -86,8 +87,7 @@ class Session:
         recorder = actor.options(num_cpus=0, scheduling_strategy=here).remote(tracker)
         run_id: Any = ray.get(recorder.start.remote())
         run.write("mlflow.json", json.dumps({"uri": uri, "run_id": run_id}).encode())
-        order = Curriculum(data.segments, config.slot_blocks_per_step)
-        supervisor = Supervisor(config, run, recorder, order, lease, started_s)
+        supervisor = Supervisor(config, run, recorder, data, lease, started_s)
         return cls(config, run, data, cluster, started_s, recorder, uri, run_id, lease, supervisor)
 
 
@@ -108,6 +108,7 @@ def train(session: Session, console: Console) -> Outcome:
     """Train one segment after the other from where the run stands, printing what happens."""
     outcome = Outcome(status="segment")
     while outcome.status == "segment":
+        obey_restart(session, console)
         committed = committed_checkpoint(session.run)
         step = committed[1] if committed else 0
         segments = session.data.segments
@@ -117,6 +118,14 @@ def train(session: Session, console: Console) -> Outcome:
         if outcome.status == "damaged":
             fall_back(session, outcome, before, console)
     return outcome
+
+
+def obey_restart(session: Session, console: Console) -> None:
+    """A decision to go back to an older checkpoint, which the workers wrote down before they ended."""
+    heal = pending_restart(session.run)
+    if heal is not None:
+        step = rewind(session.run, heal.to_step)
+        console.say(f"{heal.message}: the run goes on from the checkpoint of step {step:,}; {heal.action}")
 
 
 def fall_back(session: Session, outcome: Outcome, before: int, console: Console) -> None:
@@ -178,8 +187,9 @@ def _follow(session: Session, outcome: Outcome, console: Console) -> None:
 def _judge(session: Session, outcome: Outcome, before: int, failure: list[Exception]) -> None:
     """Status, exit code and message from what was seen in the segment, whose events are those from `before` on."""
     fatal, finished = outcome.of("fatal"), [e for e in outcome.events[before:] if e["kind"] == "finish"]
-    if any(event["kind"] == "damaged" for event in outcome.events[before:]) and not fatal:
-        outcome.status = "damaged"
+    kinds = {event["kind"] for event in outcome.events[before:]}
+    if kinds & {"damaged", "rewind"} and not fatal:
+        outcome.status = "damaged" if "damaged" in kinds else "segment"
     elif fatal:
         outcome.status, outcome.message, outcome.exit_code = "failed", fatal[0]["message"], fatal[0]["exit_code"]
     elif failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -14,12 +15,15 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.culprits import Culprits
 from pretrainer.config import Config
+from pretrainer.data.curriculum import Curriculum
+from pretrainer.data.prologue import Frozen
 from pretrainer.lease import Lease
-from pretrainer.schema import SlotOrder
 from pretrainer.storage import Store
 from pretrainer.train.copies import Copies
 from pretrainer.train.goodput import Goodput, start_split
+from pretrainer.train.health import Health
 from pretrainer.train.phases import pulse_period_s
 from pretrainer.train.watchdog import Pulse, diagnose, failures_in_a_row
 
@@ -28,26 +32,33 @@ log = logging.getLogger(__name__)
 KILL_PATIENCE_S = 20.0
 GOODPUT = "goodput.json"
 COPY_PATIENCE_S = 600.0
+CULPRIT_PATIENCE_S = 60.0
 
 
 class Supervisor:
     """Sees every event once (`notice`), and looks after the run between them (`look`)."""
 
     def __init__(
-        self, config: Config, run: Store, recorder: Any, order: SlotOrder, lease: Lease, started_s: float
+        self, config: Config, run: Store, recorder: Any, data: Frozen, lease: Lease, started_s: float
     ) -> None:
-        self.config, self.run, self.recorder, self.order, self.lease = config, run, recorder, order, lease
+        self.config, self.run, self.recorder, self.lease = config, run, recorder, lease
+        self.order = Curriculum(data.segments, config.slot_blocks_per_step)
         self.goodput = Goodput.resume(started_s, read_json(run, GOODPUT))
         self.starts: list[dict[str, Any]] = read_json(run, "starts.json") or []
         self._since_s, self._start, self._given_up = started_s, None, False  # type: float, dict[str, Any] | None, bool
         self.timeout_s = config.train.stall_timeout_s
         self._looked_s = time.monotonic()
-        self.copies = Copies(config, run, lambda event: recorder.record.remote(event))
+        self.copies = Copies(config, run, recorder.record.remote)
+        self.culprits = Culprits(run, data, config.slot_blocks_per_step, recorder.record.remote)
+        self.health = Health(math.log(data.vocab_size))
 
     def notice(self, event: dict[str, Any]) -> None:
         """Count an event: starts of worker groups and goodput stay in the run folder, over all starts of the run."""
         self.goodput.add(event)
         self.copies.notice(event)
+        self.culprits.notice(event)
+        for warning in self.health.notice(event):
+            self.recorder.record.remote(warning)
         if event["kind"] == "start":
             self._start = event
             self.starts.append({k: event[k] for k in ("step", "segment", "world_size", "time_s")})
@@ -88,6 +99,8 @@ class Supervisor:
         """Goodput of the whole run, at its end; kept, and sent to the tracker."""
         if not self.copies.drain(COPY_PATIENCE_S):
             log.warning("the copies of checkpoints were not done within %.0f s", COPY_PATIENCE_S)
+        if not self.culprits.drain(CULPRIT_PATIENCE_S):
+            log.warning("the documents of a spike were not named within %.0f s", CULPRIT_PATIENCE_S)
         self.goodput.close(time.time())
         self.run.write(GOODPUT, json.dumps(self.goodput.saved()).encode())
         report = self.goodput.report(tokens)

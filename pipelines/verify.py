@@ -28,6 +28,7 @@ from pretrainer.train.auditlog import Line, Verdict, compare_digest, examine, re
 from pretrainer.train.batch import block_digest, step_digest, to_tensor
 from pretrainer.train.checkpoint import STATE_FILE
 from pretrainer.train.committed import committed_checkpoint
+from pretrainer.train.healing import Heal, read_heals
 from pretrainer.train.objective import how_of, lesson
 
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     curriculum = Curriculum(frozen.segments, config.slot_blocks_per_step)
     verdict = examine(read_log(run), config, curriculum, steps)
     verdict.problems += digest_problems(run, verdict, committed)
+    verdict.problems += healing_problems(read_heals(run), verdict.lines)
     print("\n".join(table(run, verdict, steps)), flush=True)
     if options.recompute and not verdict.problems:
         first, end = step_range(options.recompute, len(verdict.lines))
@@ -75,6 +77,17 @@ def digest_problems(run: Store, verdict: Verdict, committed: tuple[str, int] | N
     return problems
 
 
+def healing_problems(heals: Sequence[Heal], lines: Sequence[Line]) -> Iterator[str]:
+    """A step was left out if, and only if, a decision says so; float16's overflows need none, older logs have none."""
+    left_out = {step: heal for heal in heals for step in range(heal.first_step, heal.end_step)}
+    for line in lines:
+        heal = left_out.get(line.step)
+        if heal is not None and line.applied:
+            yield f"step {line.step}: it was applied, and decision {heal.number} leaves it out"
+        elif heal is None and not line.applied and line.reason not in ("", "overflow"):
+            yield f"step {line.step}: it was not applied ({line.reason}), and no decision says so"
+
+
 def table(run: Store, verdict: Verdict, steps: int) -> list[str]:
     """What was found, in a few lines."""
     waiting = len(verdict.lines) - steps
@@ -92,7 +105,7 @@ def table(run: Store, verdict: Verdict, steps: int) -> list[str]:
         )
         for r in verdict.restarts
     ]
-    rows += [("not applied", f"step {step}: loss or gradient was not finite") for step in verdict.unapplied]
+    rows += [("not applied", f"step {line.step}: {line.reason}") for line in verdict.lines if not line.applied]
     rows += [("order digest", verdict.lines[steps - 1].order_digest if 0 < steps <= len(verdict.lines) else "-")]
     return [f"  {name:<14}{value}" for name, value in rows]
 

@@ -10,7 +10,8 @@
     ├── BadDataError       more dead letters than the config allows, exit code 4
     ├── TrackingError      MLflow cannot be reached for now; training goes on without it
     ├── StreamError        the stream broke a promise (gap, repeat, changed bytes), exit code 5
-    └── ReplicaError       workers of exact mode hold different weights, exit code 6
+    ├── ReplicaError       workers of exact mode hold different weights, exit code 6
+    └── UnstableError      training diverges, and the config says to stop then, exit code 7
 
 All of them survive pickling (Ray carries them between processes) because the message is their only argument.
 """
@@ -70,6 +71,12 @@ class ReplicaError(PretrainerError):
     """Workers that must hold the same weights do not; what they computed since the last checkpoint is not kept."""
 
     exit_code = 6
+
+
+class UnstableError(PretrainerError):
+    """The run stops because of a spike, by its policy or after too many of them."""
+
+    exit_code = 7
 
 
 def require(ok: bool, field: str, value: object, remedy: str) -> None:

@@ -174,11 +174,18 @@ def _checkpoint_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]
     return [(f"speed/checkpoint_{name}", event[name], event["step"]) for name in ("blocking_s", "total_s")]
 
 
+def _healing_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """stability/<reason>: the step's loss or gradient norm; where it is not finite, the number of the decision."""
+    value = {"loss_spike": event["loss"], "grad_norm_spike": event["grad_norm"]}.get(event["reason"], event["number"])
+    return [(f"stability/{event['reason']}", value, event["step"])]
+
+
 EVENT_METRICS = {
     "steps": _step_metrics,
     "validation": _validation_metrics,
     "checkpoint": _checkpoint_metrics,
     "goodput": _goodput_metrics,
+    "healing": _healing_metrics,
 }
 
 

@@ -27,14 +27,15 @@ from pretrainer.config.dedup import DedupConfig, LineDedupConfig
 from pretrainer.config.evaluation import EvaluationConfig, TaskConfig
 from pretrainer.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from pretrainer.config.sources import SourceConfig
+from pretrainer.config.stability import StabilityConfig
 from pretrainer.config.train import TrainConfig
 from pretrainer.errors import require
 
 __all__ = [
     "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "EvaluationConfig",
     "ExtractConfig", "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "PerplexityConfig", "PiiConfig",
-    "QualityConfig", "RopeScalingConfig", "RunConfig", "SegmentConfig",
-    "SourceConfig", "TaskConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
+    "QualityConfig", "RopeScalingConfig", "RunConfig", "SegmentConfig", "SourceConfig", "StabilityConfig", "TaskConfig",
+    "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
 ]  # fmt: skip
 
 
@@ -105,6 +106,8 @@ class Config:
     """The architecture."""
     train: TrainConfig
     """Length, batch, optimizer, checkpoints."""
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
+    """Loss spikes, and what is done about them."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Task files that a trained model is scored on."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -155,18 +158,18 @@ class Config:
             else "train.objective=clm would see its own targets: set train.objective=mlm, or model.causal=true",
         )
 
+    def check_widths(self) -> None:
+        """Raise ConfigError for widths that train.tensor_parallel does not divide; a preset's are there when it is
+        filled in (model/presets.py)."""
+        parts, model = self.train.tensor_parallel, self.model
+        widths = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_hidden": model.ffn_width}
+        for name, width in widths.items():
+            require(width % parts == 0, "train.tensor_parallel", parts, f"must divide model.{name}={width}")
+
     def _check_parallel(self) -> None:
-        parts, pieces = self.train.tensor_parallel, 2 * self.train.context_parallel
-        model = self.model
-        if model.preset is None:  # with one, its widths are there after `resolve`
-            widths = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_hidden": model.ffn_width}
-            for name, width in widths.items():
-                require(
-                    width % parts == 0,
-                    "train.tensor_parallel",
-                    parts,
-                    f"must divide model.{name}={width}",
-                )
+        if self.model.preset is None:
+            self.check_widths()
+        pieces = 2 * self.train.context_parallel
         lengths = {self.data.seq_len, *(segment.seq_len or self.data.seq_len for segment in self.data.curriculum)}
         for length in lengths if pieces > 2 else ():
             require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
-from pretrainer.config import ModelConfig
+from pretrainer.config import Config, ModelConfig
 from pretrainer.errors import ConfigError
 
 # GPT-2 and GPT-3: learned positions, LayerNorm, biases, one matrix for input and output.
@@ -83,6 +83,13 @@ def resolve(config: ModelConfig) -> ModelConfig:
         raise ConfigError(f"model.preset={config.preset!r} is not known: use one of {', '.join(sorted(PRESETS))}")
     resolved = _filled(config, PRESETS[config.preset])
     resolved.check()
+    return resolved
+
+
+def resolve_model_of(config: Config) -> Config:
+    """The config with its model resolved; ConfigError where the rest of the config does not go with that."""
+    resolved = replace(config, model=resolve(config.model))
+    resolved.check_widths()
     return resolved
 
 

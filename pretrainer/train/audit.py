@@ -29,7 +29,8 @@ from pretrainer.train.step import StepResult
 AUDIT = "audit"
 ATTEMPTS = f"{AUDIT}/attempts"
 
-Entry = tuple[int, int, str, int, bool]  # (step, global slot block, block digest, targets, applied)
+# (step, global slot block, block digest, targets, why it was not applied)
+Entry = tuple[int, int, str, int, str | None]
 
 
 class Audit:
@@ -66,8 +67,13 @@ class Audit:
         if self.copying is not None:
             step, numbers, targets, result, copy = self.copying
             rows = zip(numbers, copy.digests(), targets, strict=True)
-            self.mine += [(step, number, digest, count, result.applied) for number, digest, count in rows]
+            reason = None if result.applied else result.reason
+            self.mine += [(step, number, digest, count, reason) for number, digest, count in rows]
             self.copying = None
+
+    def forget(self) -> None:
+        """Training goes back to the last checkpoint: what was noted since then is trained again."""
+        self.mine, self.copying = [], None
 
     def write(self, state: TrainState) -> str:
         """Gather all ranks' lines on rank 0, write them, and return the order digest up to the state's step."""
@@ -107,6 +113,7 @@ def audit_lines(
     for step, group in itertools.groupby(entries, key=lambda entry: entry[0]):
         blocks = list(group)
         digest = step_digest([b[2] for b in blocks])
+        reasons = [b[4] for b in blocks if b[4] is not None]
         order_digest = chain(order_digest, digest)
         lines.append(
             {
@@ -118,7 +125,8 @@ def audit_lines(
                 "targets": sum(b[3] for b in blocks),
                 "world_size": world,
                 "attempt": attempt,
-                "applied": all(b[4] for b in blocks),
+                "applied": not reasons,
+                "reason": reasons[0] if reasons else "",
                 "provenance": provenance(spec.config, size, spec.order, [b[1] for b in blocks]),
             }
         )

@@ -37,6 +37,7 @@ class Line:
     attempt: int
     applied: bool
     provenance: dict[str, list[int]]
+    reason: str = ""  # why it was not applied, one of spikes.REASONS
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,12 @@ class Verdict:
         return ends
 
 
+def object_range(path: str) -> tuple[int, int, int] | None:
+    """(first step, last step, attempt) of an audit object, from its name; None for another object."""
+    matched = _NAME.fullmatch(path.rpartition("/")[2])
+    return None if matched is None else (int(matched[1]), int(matched[2]), int(matched[3]))
+
+
 def read_log(run: Store) -> AuditLog:
     """The audit folder of a run; whatever cannot be read is kept as damage with its place."""
     damage: list[str] = []
@@ -128,11 +135,11 @@ def _attempt(run: Store, path: str, damage: list[str]) -> Attempt | None:
 
 
 def _object(run: Store, path: str, damage: list[str]) -> AuditObject | None:
-    matched = _NAME.fullmatch(path.rpartition("/")[2])
-    if matched is None:
+    named = object_range(path)
+    if named is None:
         damage.append(f"{path} has not the name of an audit object")
         return None
-    first, last, attempt = map(int, matched.groups())
+    first, last, attempt = named
     lines: list[Line] = []
     for number, text in enumerate(run.read(path).decode("utf-8", "replace").splitlines()):
         try:

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from pretrainer.errors import ConfigError, DamagedError, StorageError
 from pretrainer.train.metadata import check_metadata
-from pretrainer.train.staging import Staged, StagedPlanner, Staging, named_tensors
+from pretrainer.train.staging import Staged, StagedPlanner, Staging, named_tensors, set_optimizer_step
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -45,11 +45,6 @@ def _single_process_is_meant() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
-
-
-def _set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
-    for state in optimizer.state.values():
-        state["step"].fill_(step)
 
 
 def file_digest(path: Path) -> dict[str, Any]:
@@ -180,7 +175,7 @@ def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str
         )
     _load(tensors, reader, folder, no_dist=not dist.is_initialized())
     state = json.loads((folder / STATE_FILE).read_text())
-    _set_optimizer_step(optimizer, state["optimizer_step"])
+    set_optimizer_step(optimizer, state["optimizer_step"])
     return state["extra"]
 
 

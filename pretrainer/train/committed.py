@@ -85,16 +85,35 @@ def drop_damaged(run: Store, name: str) -> int:
     Only while no controller is at work: it would write its own list over this one. Raises DamagedError when the list
     would be empty.
     """
+    changed, step = _without(run, {name})
+    run.write(DAMAGED, json.dumps([*damaged(run), name]).encode())
+    run.write(SNAPSHOT, changed)
+    return step
+
+
+def rewind(run: Store, step: int) -> int:
+    """Take every checkpoint behind a step off Ray's list; returns the step of the newest that is left.
+
+    Only while no controller is at work. Their folders go when the next worker group begins (`remove_uncommitted`).
+    """
+    names = {folder.split("/")[1] for at, folder in committed_checkpoints(run).items() if at > step}
+    changed, left = _without(run, names)
+    run.write(SNAPSHOT, changed)
+    return left
+
+
+def _without(run: Store, names: set[str]) -> tuple[bytes, int]:
+    """(Ray's list without these folders, the step of the newest that is left)."""
     snapshot = _snapshot(run)
     listed = list(zip(snapshot["checkpoint_results"], snapshot["checkpoint_report_indices"], strict=True))
-    kept = [(result, index) for result, index in listed if result["checkpoint_dir_name"] != name]
+    kept = [(result, index) for result, index in listed if result["checkpoint_dir_name"] not in names]
     if not kept:
         raise DamagedError(
-            f"{run.uri}/{CHECKPOINTS}/{name} is damaged and there is no older checkpoint: give the run another "
+            f"{run.uri}/{CHECKPOINTS}/{min(names)} is damaged and there is no older checkpoint: give the run another "
             "run.name to begin again"
         )
     newest = max((result for result, _index in kept), key=lambda result: _folder_and_step(run, snapshot, result)[1])
-    pending = [result for result in snapshot["pending_training_results"] if result["checkpoint_dir_name"] != name]
+    pending = [result for result in snapshot["pending_training_results"] if result["checkpoint_dir_name"] not in names]
     changed = {
         "checkpoint_results": [result for result, _index in kept],
         "checkpoint_report_indices": [index for _result, index in kept],
@@ -102,9 +121,7 @@ def drop_damaged(run: Store, name: str) -> int:
         "pending_training_results": pending,
         "pending_validation_specs": snapshot["pending_validation_specs"][: len(pending)],
     }
-    run.write(DAMAGED, json.dumps([*damaged(run), name]).encode())
-    run.write(SNAPSHOT, json.dumps(snapshot | changed).encode())
-    return _folder_and_step(run, snapshot, newest)[1]
+    return json.dumps(snapshot | changed).encode(), _folder_and_step(run, snapshot, newest)[1]
 
 
 def drop_missing(run: Store) -> list[str]:

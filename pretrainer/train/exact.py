@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrainer.errors import ReplicaError
+from pretrainer.train.spikes import Detector
 from pretrainer.train.step import MicroBatch, StepResult, accumulate_gradients, apply_gradient
 
 SUM_BITS = 62  # a whole sum stays below 2**62, half of what int64 holds
@@ -99,6 +100,7 @@ def exact_train_step(
     learning_rate: float,
     clip_norm: float,
     total: BlockSum,
+    detector: Detector | None = None,
 ) -> StepResult:
     """`train_step` on a replicated model; every rank calls it with the micro-batches of each of its slot blocks.
 
@@ -110,7 +112,7 @@ def exact_train_step(
         total.add(accumulate_gradients(model, block, 0, 1.0))
     total.all_reduce()
     loss = total.take(max(1, global_targets))
-    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm)
+    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, detector=detector)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -63,6 +63,11 @@ class Goodput:
             # what was trained since the last event is gone; what a stall took is time to recover from it
             self._spend(event["at_s"], {"recovery" if self.stalled or event["kind"] == "stall" else "lost_work": 1.0})
             self.way, self.stalled = "recovery", True
+        elif event["kind"] == "healing" and "phase_s" in event:
+            self._progress({**event, "step": self.step})
+            self.step = event["to_step"] if event["to_step"] >= 0 else self.step  # what comes is trained again
+        elif event["kind"] == "rewind":
+            self.way, self.stalled = "recovery", True
         elif event["kind"] == "finish":
             self.close(event["at_s"])
             self.way = "start_up"  # of the next segment, if there is one

@@ -13,6 +13,7 @@ from ray.util.metrics import Gauge
 from pretrainer.model.flops import flops_per_token, model_flops_utilization
 from pretrainer.train.evaluate import Evaluation
 from pretrainer.train.experts import expert_load
+from pretrainer.train.healing import Heal
 from pretrainer.train.phases import Phases
 from pretrainer.train.saving import Saved
 from pretrainer.train.spec import TrainState, WorkerSpec
@@ -113,6 +114,18 @@ class Reporter:
             }
         )
         self.interval, self.waiting = Interval(), []
+
+    def healed(self, state: TrainState, heal: Heal) -> None:
+        """Something showed, and this is done about it."""
+        if self.waiting:
+            self._flush(state, self.waiting[-1][1])
+        self._send(heal.event())
+
+    def rewound(self, state: TrainState, heal: Heal) -> None:
+        """This worker group ends, and the driver begins one from an older checkpoint."""
+        self._send({"kind": "rewind", "step": state.step, "to_step": heal.to_step, "message": heal.message})
+        if self.rank == 0:
+            ray.get(self.pending)
 
     def validation(self, state: TrainState, results: dict[str, Evaluation]) -> None:
         self._send({"kind": "validation", "step": state.step, "sources": {k: asdict(v) for k, v in results.items()}})

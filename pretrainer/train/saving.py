@@ -83,7 +83,9 @@ class Saving:
     ) -> None:
         self.spec, self.model, self.optimizer = spec, model, optimizer
         self.audit, self.phases, self.commits = audit, phases, commits
-        self.staging = Staging(copies=spec.config.train.async_checkpoints)
+        self.waits = not spec.config.train.async_checkpoints
+        self.staging = Staging(copies=not self.waits or spec.config.stability.rolls_back)
+        self.kept: tuple[Staged, TrainState] | None = None  # the last checkpoint, in memory
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.flight: Future[Saved] | None = None
         self.landed: list[Saved] = []
@@ -103,14 +105,26 @@ class Saving:
         state.order_digest = self.audit.write(state)
         staged = self.staging.take(self.model, self.optimizer)
         state.weights_sha256 = agreed(named_digest(staged.weights())) if self.spec.config.train.exact else None
+        self.kept = staged, replace(state)
         saved = Saved(replace(state), asked, started_s)
         self._begin(staged, saved)
-        if now or not self.staging.copies:
+        if now or self.waits:
             self.wait()
             if self.group is not None:
                 dist.barrier(group=self.group)  # rank 0 alone sees the commit
         saved.blocking_s = time.perf_counter() - started_s
         return saved.blocking_s
+
+    def keep(self, state: TrainState) -> None:
+        """After a start: `restore` goes back to what was loaded, until the first checkpoint."""
+        self.kept = self.staging.take(self.model, self.optimizer), replace(state)
+
+    def restore(self) -> TrainState:
+        """Model, optimizer and state as they were at the last checkpoint, whether or not that is committed yet."""
+        assert self.kept is not None and self.staging.copies
+        staged, state = self.kept
+        staged.restore(self.model, self.optimizer)
+        return replace(state)
 
     def check(self) -> list[Saved]:
         """What was committed since the last call, in order; a rank other than 0 knows of its own upload only.

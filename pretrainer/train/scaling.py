@@ -10,9 +10,12 @@ all of them have the same scale.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+
+from pretrainer.train.spikes import OVERFLOW, Verdict
 
 GROWTH_INTERVAL = 2_000  # applied steps in a row
 GROWTH, BACKOFF = 2.0, 0.5
@@ -42,13 +45,23 @@ class LossScale:
         torch._foreach_mul_(gradients, self.scale.reciprocal())  # exact: a power of two
 
     @torch.no_grad()
-    def update(self, applied: Tensor) -> None:
-        """After a step; applied is its bool scalar."""
-        good = torch.where(applied, self.good_steps + 1, 0)
+    def update(self, finite: Tensor) -> None:
+        """After a step; finite: bool scalar, were its loss and gradient."""
+        good = torch.where(finite, self.good_steps + 1, 0)
         grows = good >= GROWTH_INTERVAL
-        factor = torch.where(applied, torch.where(grows, GROWTH, 1.0), BACKOFF)
+        factor = torch.where(finite, torch.where(grows, GROWTH, 1.0), BACKOFF)
         self.scale.mul_(factor).clamp_(LEAST, MOST)
         self.good_steps.copy_(torch.where(grows, 0, good))
+
+    def explain(self, verdict: Verdict) -> Verdict:
+        """What is not finite is the scale's doing (overflow), as long as the scale can become smaller."""
+        overflow = ~verdict.finite & (self.scale > LEAST)
+        return replace(verdict, reason=torch.where(overflow, OVERFLOW, verdict.reason))
+
+    def load(self, scale: float, good_steps: int) -> None:
+        """Go on from what `read` gave."""
+        self.scale.fill_(scale)
+        self.good_steps.fill_(good_steps)
 
     def read(self) -> tuple[float, int]:
         """(scale, good steps) for a checkpoint; waits for the device."""

@@ -41,3 +41,5 @@ class TrainState:
     weights_sha256: str | None = None  # of these weights, in exact mode
     loss_scale: float | None = None  # with train.precision=float16
     good_steps: int = 0  # applied in a row with this scale
+    window: dict[str, Any] | None = None  # of the spike detector
+    window_segment: int = 0  # that the window was seen in

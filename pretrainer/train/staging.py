@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.tensor import DTensor
 
 from pretrainer.model.generate import release_gathered
+from pretrainer.train.adamw import local
 
 WEIGHTS = "model."
 
@@ -30,6 +30,14 @@ class Staged:
     tensors: dict[str, Tensor]
     shards: dict[str, Tensor]
     optimizer_step: int
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Back to what was staged, which must be a copy; every rank calls it."""
+        tensors = named_tensors(model, optimizer)
+        for name, shard in self.shards.items():
+            local(tensors[name]).copy_(shard, non_blocking=True)
+        set_optimizer_step(optimizer, self.optimizer_step)
 
     def weights(self) -> dict[str, Tensor]:
         """Name of a parameter or buffer -> this rank's elements."""
@@ -47,7 +55,7 @@ class Staging:
     def take(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Staged:
         """Valid until the next call, which writes into the same buffers. The optimizer is from `build_optimizer`."""
         tensors = named_tensors(model, optimizer)
-        shards = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+        shards = {name: local(tensor) for name, tensor in tensors.items()}
         if self.copies:
             shards = {name: self._copy(name, shard) for name, shard in shards.items()}
         if any(tensor.is_cuda for tensor in tensors.values()):
@@ -83,6 +91,12 @@ def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         moments = {key: value for key, value in optimizer.state[parameter].items() if key != "step"}
         tensors |= {f"{moment}.{name}": value for moment, value in moments.items()}
     return tensors
+
+
+def set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """The optimizer has updated so often."""
+    for state in optimizer.state.values():
+        state["step"].fill_(step)
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer) -> int:

@@ -33,6 +33,7 @@ from pretrainer.train.experts import (
 )
 from pretrainer.train.readback import StepResult
 from pretrainer.train.scaling import LossScale
+from pretrainer.train.spikes import Detector, plain_verdict
 
 __all__ = [
     "IGNORE", "MicroBatch", "StepResult", "accumulate_gradients", "all_reduce_sum", "apply_gradient", "batch_loss",
@@ -176,20 +177,21 @@ def train_step(
     learning_rate: float,
     clip_norm: float,
     loss_scale: LossScale | None = None,
+    detector: Detector | None = None,
 ) -> StepResult:
     """Train on one global batch; every rank calls it with its own micro-batches.
 
     dummies: how many micro-batches more the busiest rank has. global_targets: valid targets of all ranks together;
-    loss and gradient are divided by max(1, global_targets). When loss or gradient norm is not finite, the weights and
-    the optimizer stay untouched on all ranks alike and the result says applied=False. Clipping: Pascanu et al. 2013,
-    arXiv:1211.5063. loss_scale: for float16. The host looks at no number of the device, so on a GPU the step is only
-    begun when this returns.
+    loss and gradient are divided by max(1, global_targets). When loss or gradient norm is not finite, or the detector
+    vetoes the step, the weights and the optimizer stay untouched on all ranks alike and the result says applied=False.
+    Clipping: Pascanu et al. 2013, arXiv:1211.5063. loss_scale: for float16. The host looks at no number of the device,
+    so on a GPU the step is only begun when this returns.
     """
     denominator = float(max(1, global_targets))
     scale = None if loss_scale is None else loss_scale.scale
     local = accumulate_gradients(model, batches, dummies, denominator, scale)
     loss = sum_over_ranks(local, token_group(model)) / denominator
-    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, loss_scale)
+    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, loss_scale, detector)
 
 
 def apply_gradient(
@@ -199,8 +201,10 @@ def apply_gradient(
     learning_rate: float,
     clip_norm: float,
     loss_scale: LossScale | None = None,
+    detector: Detector | None = None,
 ) -> StepResult:
-    """Clip the model's gradient and update the weights, if loss and gradient are finite; clears the gradient.
+    """Clip the model's gradient and update the weights, if loss and gradient are finite and the detector lets them;
+    clears the gradient.
 
     loss: a float64 scalar, the same on every rank. Every rank calls it.
     """
@@ -208,14 +212,16 @@ def apply_gradient(
     if loss_scale is not None:
         loss_scale.unscale(model)
     norm = gradient_norm(model)
-    applied = loss.isfinite() & norm.isfinite()
+    verdict = (plain_verdict if detector is None else detector.judge)(loss, norm)
+    applied = verdict.applied
     torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
     _update(optimizer, applied, learning_rate)
     optimizer.zero_grad(set_to_none=True)
     balance_experts(model, expert_tokens, applied)
     if loss_scale is not None:
-        loss_scale.update(applied)
-    return StepResult(loss, norm, applied, expert_tokens)
+        verdict = loss_scale.explain(verdict)
+        loss_scale.update(verdict.finite)
+    return StepResult(loss, norm, verdict, expert_tokens)
 
 
 def _update(optimizer: torch.optim.Optimizer, applied: Tensor, learning_rate: float) -> None:

@@ -33,6 +33,8 @@ from pretrainer.train.committed import remove_uncommitted
 from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import BlockSum, exact_train_step, make_deterministic
 from pretrainer.train.feed import Feed, Prepared
+from pretrainer.train.healing import Healer
+from pretrainer.train.kept_blocks import KeptBlocks
 from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.memory import keep_freed_memory
 from pretrainer.train.objective import how_of, lesson, target_bytes
@@ -45,7 +47,8 @@ from pretrainer.train.saving import Saving
 from pretrainer.train.scaling import LossScale, first_scale
 from pretrainer.train.schedule import learning_rate
 from pretrainer.train.spec import TrainState, WorkerSpec
-from pretrainer.train.step import MicroBatch, all_reduce_sum, train_step
+from pretrainer.train.spikes import Detector
+from pretrainer.train.step import MicroBatch, StepResult, all_reduce_sum, train_step
 from pretrainer.train.upload import RayCommits
 
 log = logging.getLogger(__name__)
@@ -116,17 +119,25 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     audit = Audit.begin(spec, rank, world, state.step)
     if rank == 0:
         remove_uncommitted(Store(spec.run_uri), audit.attempt)
+    healer = Healer.open(config.stability, Store(spec.run_uri), rank, audit.attempt, state.step)
+    if healer.restart is not None:  # decided by a group that did not live to say so
+        return reporter.rewound(state, healer.restart)
+    detector = Detector(config.stability, device)
+    _resume(state, loss_scale, detector, spec.segment)
     saving = Saving(spec, model, optimizer, audit, phases, RayCommits(spec.fingerprint))
     if is_new:  # never a committed step again: Ray would keep it twice and fail when it deletes it the second time
         saving.save(state)
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
+    elif config.stability.rolls_back:
+        saving.keep(state)
     total, end, every = config.total_steps, spec.end_step, config.train
     if state.step == total:  # the driver was lost between the last checkpoint and the summary
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
-    blocks = open_blocks(spec, ranks, rank, state.step, phases)
+    blocks = KeptBlocks(open_blocks(spec, ranks, rank, state.step, phases), config.stability.rolls_back)
     watch = PreemptionWatch(rank)
     block_sum = BlockSum(model, config.slot_blocks_per_step, every.global_batch_tokens) if every.exact else None
-    feed, stop = Feed(device), False
+    feed, stop, saved_step = Feed(device), False, state.step
+    unjudged: list[tuple[int, StepResult]] = []  # the host looks at a verdict one step later
     while state.step < end and not stop:
         step, began_s = state.step, time.perf_counter()
         mine, wait_s = blocks.take(step)
@@ -142,15 +153,20 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         if missing:
             reporter.exhausted(state)
             break
-        rate = learning_rate(config.train, step, total)
+        rate = learning_rate(config.train, step, total) * healer.lr_factor(step)
+        clip_norm = every.clip_norm * healer.clip_factor(step)
+        detector.vetoes = healer.vetoes(step)
         by_block = [p.micro_batches for p in prepared]
-        if block_sum is not None:
-            result = exact_train_step(model, optimizer, by_block, targets, rate, every.clip_norm, block_sum)
+        left_out = healer.left_out(step)
+        if left_out is not None:
+            result = left_out
+        elif block_sum is not None:
+            result = exact_train_step(model, optimizer, by_block, targets, rate, clip_norm, block_sum, detector)
         else:
             micro = [one for several in by_block for one in several]
             most = slots.max_blocks(step, config.slot_blocks_per_step, layout.streams) * len(by_block[0])
             dummies = most - len(micro)
-            result = train_step(model, optimizer, micro, dummies, targets, rate, every.clip_norm, loss_scale)
+            result = train_step(model, optimizer, micro, dummies, targets, rate, clip_norm, loss_scale, detector)
         feed.launched()
         if layout.reads(rank):
             audit.add(step, mine, [p.tokens for p in prepared], result)
@@ -158,6 +174,24 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         reporter.step(state, result, rate, targets, max(0.0, wait_s - hidden_s))
         stop = stops > 0
         last = stop or state.step == end
+        notice = watch.look() if look else None
+        leaving = bool(last or wanted or notice is not None)  # nothing is to be trained before it is committed
+        saves = leaving or state.step % every.checkpoint_every_steps == 0
+        unjudged.append((step, result))
+        heal = None
+        while len(unjudged) > (0 if saves else 1) and (heal is None or heal.to_step < 0):
+            heal = healer.look(*unjudged.pop(0), saved_step, state.step)
+            if heal is not None:
+                reporter.healed(state, heal)
+        if heal is not None and heal.anew:
+            saving.wait()
+            return reporter.rewound(state, heal)
+        if heal is not None and heal.to_step >= 0:
+            state = saving.restore()
+            _resume(state, loss_scale, detector, spec.segment)
+            audit.forget()
+            unjudged.clear()
+            continue
         if state.step % every.validate_every_steps == 0 or last:
             reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
         samples = state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last
@@ -167,11 +201,12 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
                 model, spec.sample_prompt, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, seed=state.step, device=device
             )
             reporter.sample(state, [*spec.sample_prompt, *ids])
-        notice = watch.look() if look else None
-        leaving = bool(last or wanted or notice is not None)  # nothing is to be trained before it is committed
-        if leaving or state.step % every.checkpoint_every_steps == 0:
-            _keep_scale(state, loss_scale)
+        if saves:
+            _keep(state, loss_scale, detector, spec.segment)
             reporter.paused(saving.save(state, now=leaving, asked=wanted > 0))
+            saved_step = state.step
+            blocks.forget(saved_step)
+            healer.forget(saved_step)
         for saved in saving.check():
             reporter.checkpoint(state, saved)
         if notice is not None and not last:
@@ -181,7 +216,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             phases.enter("resize", state.step)
             time.sleep(RESIZE_PATIENCE_S)  # Ray ends this worker group now; what it would train would be lost
     if audit.lines_waiting:
-        _keep_scale(state, loss_scale)
+        _keep(state, loss_scale, detector, spec.segment)
         saving.save(state, now=True)
     saving.wait()
     for saved in saving.check():
@@ -210,10 +245,18 @@ def _loss_scale(config: Config, state: TrainState, device: torch.device) -> Loss
     return LossScale(device, scale, state.good_steps)
 
 
-def _keep_scale(state: TrainState, loss_scale: LossScale | None) -> None:
+def _keep(state: TrainState, loss_scale: LossScale | None, detector: Detector, segment: int) -> None:
     """Before a checkpoint; all ranks have the same."""
     if loss_scale is not None:
         state.loss_scale, state.good_steps = loss_scale.read()
+    state.window, state.window_segment = detector.state(), segment
+
+
+def _resume(state: TrainState, loss_scale: LossScale | None, detector: Detector, segment: int) -> None:
+    """The reverse. A new segment has other texts, and so another usual loss."""
+    if loss_scale is not None and state.loss_scale is not None:
+        loss_scale.load(state.loss_scale, state.good_steps)
+    detector.load(state.window if state.window_segment == segment else None)
 
 
 def _prepare(

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrainer.config import ModelConfig, MoeConfig
+from pretrainer.config import Config, DataConfig, ModelConfig, MoeConfig, SourceConfig, TrainConfig
 from pretrainer.errors import ConfigError
 from pretrainer.model.flops import (
     flops_per_token,
@@ -11,7 +11,7 @@ from pretrainer.model.flops import (
     model_flops_utilization,
     peak_flops,
 )
-from pretrainer.model.presets import PRESETS, block_parameters, parameter_count, resolve
+from pretrainer.model.presets import PRESETS, block_parameters, parameter_count, resolve, resolve_model_of
 from pretrainer.model.transformer import Transformer
 from tests.model.architectures import ARCHITECTURES, experts
 
@@ -112,6 +112,18 @@ def test_fields_that_do_not_go_with_a_preset_are_refused():
     with pytest.raises(ConfigError, match="model.bias='all'.*experts"):
         resolve(ModelConfig(preset="mixtral-8x7b", bias="all"))
     assert resolve(ModelConfig(preset="llama2-7b", heads=64, kv_heads=16)).width_per_head == 64
+
+
+def test_a_preset_that_tensor_parallel_does_not_divide_is_refused():
+    config = Config(
+        data=DataConfig(sources=(SourceConfig(name="a", uris=("/a",)),), seq_len=1024),
+        model=ModelConfig(preset="gpt2-small"),
+        train=TrainConfig(steps=1, tensor_parallel=8, num_workers=8),
+    )
+    with pytest.raises(ConfigError, match=r"train.tensor_parallel=8 .*model.heads=12"):
+        resolve_model_of(config)
+    four = replace(config, train=replace(config.train, tensor_parallel=4))
+    assert resolve_model_of(four).model == resolve(config.model)
 
 
 def test_given_fields_override_the_preset_and_resolving_is_idempotent():

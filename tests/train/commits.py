@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pretrainer.config import StabilityConfig
 from pretrainer.storage import Store
 from pretrainer.train.audit import Audit
 from pretrainer.train.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoints
@@ -60,10 +61,12 @@ class LocalCommits:
         return {"checkpoint_dir_name": name, "metrics": self.metrics[name]}
 
 
-def make_saving(commits: LocalCommits, model: Any, optimizer: Any, audited: bool = True, **train: Any) -> Saving:
+def make_saving(
+    commits: LocalCommits, model: Any, optimizer: Any, audited: bool = True, on_spike: Any = "report", **train: Any
+) -> Saving:
     """A rank's Saving; `audited` writes the audit log, which takes a process group. train: fields of the config."""
-    spec = worker_spec(commits.run)
-    spec = replace(spec, config=replace(spec.config, train=replace(spec.config.train, **train)))
+    spec, stability = worker_spec(commits.run), StabilityConfig(on_spike=on_spike)
+    spec = replace(spec, config=replace(spec.config, train=replace(spec.config.train, **train), stability=stability))
     written = SimpleNamespace(rank=commits.rank, attempt=0, write=lambda state: f"digest of {state.step}")
     audit: Any = Audit(spec, commits.rank, commits.world, 0) if audited else written
     phases = Phases(commits.rank, commits.world, os.getpid(), "node", lambda _said: None, 1.0)

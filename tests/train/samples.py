@@ -1,5 +1,8 @@
 """Tiny slot blocks and a tiny training loop for the tests of the trainer."""
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
@@ -10,6 +13,8 @@ from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, PAD, Batch
 from pretrainer.train.batch import max_blocks, micro_batches, owned_blocks, to_tensor, valid_targets
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_model
+from pretrainer.train.readback import StepResult
+from pretrainer.train.spikes import REASONS, Verdict
 from pretrainer.train.step import train_step
 from tests.model.fill import fill
 
@@ -71,3 +76,9 @@ def full_weights(model):
 def whole(tensor):
     """All elements of a tensor that may be sharded; every rank calls it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def result_of(loss: float, norm: float, applied: bool = True, reason: str = "", experts: Any = None) -> StepResult:
+    """A step's result, written down by hand."""
+    verdict = Verdict(torch.tensor(applied), torch.tensor(REASONS.index(reason)), torch.full((2,), math.inf))
+    return StepResult(torch.tensor(loss, dtype=torch.float64), torch.tensor(norm), verdict, experts)

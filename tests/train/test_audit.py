@@ -20,16 +20,16 @@ from pretrainer.schema import Batch
 from pretrainer.storage import Store
 from pretrainer.train.audit import Audit, Entry, audit_lines, claim_attempt, provenance
 from pretrainer.train.batch import block_digest, chain, step_digest, to_tensor
-from pretrainer.train.readback import StepResult
 from pretrainer.train.spec import TrainState
+from tests.train.samples import result_of
 from tests.train.specs import BLOCKS_PER_STEP, ORDER, SEQ_LEN, SEQUENCES, block, worker_spec
 
 CONFIG = worker_spec().config
-DONE = StepResult(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(True))
+DONE = result_of(1.0, 1.0)
 
 
-def entry(number: int, batch: Batch, applied: bool = True) -> Entry:
-    return number // BLOCKS_PER_STEP, number, block_digest(to_tensor(batch)), 10 + number, applied
+def entry(number: int, batch: Batch, reason: str | None = None) -> Entry:
+    return number // BLOCKS_PER_STEP, number, block_digest(to_tensor(batch)), 10 + number, reason
 
 
 def entries(steps: int) -> list[Entry]:
@@ -76,8 +76,8 @@ def test_two_swapped_blocks_change_the_digest() -> None:
 
 def test_step_is_applied_only_if_every_block_says_so() -> None:
     found = entries(2)
-    found[7] = entry(7, block(7), applied=False)
-    assert [line["applied"] for line in lines_of(found)] == [True, False]
+    found[7] = entry(7, block(7), "loss_spike")
+    assert [(line["applied"], line["reason"]) for line in lines_of(found)] == [(True, ""), (False, "loss_spike")]
 
 
 def test_provenance_is_the_half_open_range_of_sequences_by_source() -> None:

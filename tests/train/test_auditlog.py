@@ -25,7 +25,7 @@ EVERY = 3  # steps per checkpoint
 
 def entries(first: int, end: int) -> list[Any]:
     numbers = range(first * BLOCKS_PER_STEP, end * BLOCKS_PER_STEP)
-    return [(n // BLOCKS_PER_STEP, n, block_digest(to_tensor(block(n))), 10, True) for n in numbers]
+    return [(n // BLOCKS_PER_STEP, n, block_digest(to_tensor(block(n))), 10, None) for n in numbers]
 
 
 LINES = audit_lines(worker_spec(), entries(0, 9), 2, 0, "")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pretrainer.config import ModelConfig, TrainConfig
+from pretrainer.config import ModelConfig, StabilityConfig, TrainConfig
 from pretrainer.model import moe
 from pretrainer.model.transformer import Transformer
 from pretrainer.train import audit as audits
@@ -27,9 +27,10 @@ from pretrainer.train.exact import BlockSum, exact_train_step
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.readback import HostCopy, StepResult
 from pretrainer.train.scaling import LossScale
+from pretrainer.train.spikes import Detector, Verdict
 from pretrainer.train.step import MicroBatch, train_step
 from tests.model.fill import fill
-from tests.train.samples import MODEL, SEQ_LEN, TRAIN, VOCAB, pieces
+from tests.train.samples import MODEL, SEQ_LEN, TRAIN, VOCAB, pieces, result_of
 from tests.train.specs import block, worker_spec
 from tests.train.test_architectures import experts
 
@@ -76,8 +77,8 @@ def test_a_read_would_be_found(no_values: None, read: Callable[[Tensor], Any]) -
 def test_a_step_reads_nothing(no_values: None, config: ModelConfig, train: TrainConfig) -> None:
     model = Transformer(config, VOCAB)
     optimizer = build_optimizer(model, train)
-    scale = LossScale("cpu", 8.0)
-    result = train_step(model, optimizer, micro_batches(), 1, 10, 1e-2, 1.0, scale)
+    scale, detector = LossScale("cpu", 8.0), Detector(StabilityConfig(on_spike="skip"), "cpu")
+    result = train_step(model, optimizer, micro_batches(), 1, 10, 1e-2, 1.0, scale, detector)
     with pytest.raises(Exception, match="aten"):
         _ = result.loss  # later, when it is looked at
 
@@ -87,7 +88,8 @@ def test_an_exact_step_reads_nothing(no_values: None, config: ModelConfig) -> No
     model = Transformer(config, VOCAB)
     optimizer = build_optimizer(model, TRAIN)
     blocks = [micro_batches(), micro_batches()]
-    exact_train_step(model, optimizer, blocks, 10, 1e-2, 1.0, BlockSum(model, 2, 8 * SEQ_LEN))
+    detector = Detector(StabilityConfig(), "cpu")
+    exact_train_step(model, optimizer, blocks, 10, 1e-2, 1.0, BlockSum(model, 2, 8 * SEQ_LEN), detector)
 
 
 # ------------------------------------------------------------------------------------- what is decided on the device
@@ -153,13 +155,14 @@ def test_a_copy_is_waited_for_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_result_has_the_numbers_it_was_given() -> None:
-    third = torch.tensor(1 / 3, dtype=torch.float64)
-    result = StepResult(third, torch.tensor(0.1), torch.tensor(True), torch.tensor([[1, 2], [3, 4]]))
+    chosen = torch.tensor([[1, 2], [3, 4]])
+    result = result_of(1 / 3, 0.1, experts=chosen)
     assert (result.loss, result.grad_norm) == (1 / 3, torch.tensor(0.1).item())
     assert result.applied is True and result.expert_tokens == ((1, 2), (3, 4))
-    assert result == StepResult(third, torch.tensor(0.1), torch.tensor(True), torch.tensor([[1, 2], [3, 4]]))
-    assert result != StepResult(third, torch.tensor(0.1), torch.tensor(False), torch.tensor([[1, 2], [3, 4]]))
-    assert StepResult(third, third, torch.tensor(False)).expert_tokens == ()
+    assert result == result_of(1 / 3, 0.1, experts=chosen)
+    assert result != result_of(1 / 3, 0.1, applied=False, experts=chosen)
+    assert result.reason == "" and result_of(1.0, 1.0, reason="loss_spike").reason == "loss_spike"
+    assert result_of(1.0, 1.0).expert_tokens == ()
 
 
 def test_the_audit_looks_at_a_step_when_the_next_one_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -167,7 +170,8 @@ def test_the_audit_looks_at_a_step_when_the_next_one_runs(monkeypatch: pytest.Mo
 
     class Slow(StepResult):
         def __init__(self, step: int) -> None:
-            super().__init__(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(step != 1))
+            verdict = Verdict(torch.tensor(step != 1), torch.tensor(int(step == 1)), torch.full((2,), torch.inf))
+            super().__init__(torch.tensor(1.0), torch.tensor(1.0), verdict)
             self.step = step
 
         @property
@@ -181,4 +185,4 @@ def test_the_audit_looks_at_a_step_when_the_next_one_runs(monkeypatch: pytest.Mo
         audit.add(step, [(step, block(step))], [to_tensor(block(step))], Slow(step))
         assert set(seen) == set(range(step))
     audit._hash()
-    assert [(entry[0], entry[4]) for entry in audit.mine] == [(0, True), (1, False), (2, True)]
+    assert [(entry[0], entry[4]) for entry in audit.mine] == [(0, None), (1, "not_finite"), (2, None)]

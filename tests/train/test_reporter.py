@@ -17,7 +17,7 @@ from pretrainer.train.recorder import Recorder
 from pretrainer.train.reporter import Interval, Reporter
 from pretrainer.train.saving import Saved
 from pretrainer.train.spec import TrainState
-from pretrainer.train.step import StepResult
+from tests.train.samples import result_of
 from tests.train.specs import worker_spec
 from tests.train.test_recorder import Notes
 
@@ -86,5 +86,5 @@ def test_the_time_of_a_checkpoint_is_no_training_time(
     reporter.interval = Interval(started_s=100.0, tokens=640, steps=1)
     reporter.paused(4.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: 112.0)
-    reporter._flush(TrainState(step=1), StepResult(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(True)))
+    reporter._flush(TrainState(step=1), result_of(1.0, 1.0))
     assert recorder.events[0]["elapsed_s"] == 8.0 and recorder.events[0]["tokens_per_s"] == 80.0

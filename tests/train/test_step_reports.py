@@ -16,6 +16,7 @@ from pretrainer.train.phases import Phases
 from pretrainer.train.readback import StepResult
 from pretrainer.train.reporter import Reporter
 from pretrainer.train.spec import TrainState
+from pretrainer.train.spikes import Verdict
 from tests.train.samples import CPU
 from tests.train.specs import worker_spec
 
@@ -34,7 +35,8 @@ class Result(StepResult):
     looked: list[float] = []
 
     def __init__(self, loss: float, norm: float, applied: bool) -> None:
-        super().__init__(torch.tensor(loss), torch.tensor(norm), torch.tensor(applied))
+        verdict = Verdict(torch.tensor(applied), torch.tensor(0), torch.full((2,), torch.inf))
+        super().__init__(torch.tensor(loss), torch.tensor(norm), verdict)
 
     @property
     def loss(self) -> float:

@@ -1,0 +1,19 @@
+"""Learning rates that go wrong at a step, by train.schedule=tests.e2e.shocks:<name>."""
+
+from __future__ import annotations
+
+import math
+
+from pretrainer.train.schedule import Moment
+
+SHOCK_STEP = 50
+
+
+def not_a_number(at: Moment) -> float:
+    """One step that makes every weight NaN, with a loss and a gradient that are fine."""
+    return math.nan if at.step == SHOCK_STEP else 1.0
+
+
+def shock(at: Moment) -> float:
+    """One step that throws the weights far away."""
+    return 300.0 if at.step == SHOCK_STEP else 1.0

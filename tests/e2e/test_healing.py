@@ -1,0 +1,204 @@
+"""Poison in the data, NaN and a shock of the learning rate: found, healed, named, and a kill changes none of it.
+
+    python -m pytest -m "" -q tests/e2e/test_healing.py
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrainer.storage import Store
+from pretrainer.train.healing import read_heals
+from tests.e2e.head import Head, Result, pipeline, tiny_config
+from tests.e2e.shocks import SHOCK_STEP
+from tests.faults.chaos import Run
+from tests.faults.test_kill import train_workers
+
+STEPS, SAVED, POISONED = 90, 20, 50
+CHARACTERS = 700
+PART = 100  # documents in a shard
+
+
+def pieces(count: int) -> list[str]:
+    """Beginnings of the standard library's code."""
+    found: list[str] = []
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        text = path.read_text(encoding="utf-8", errors="replace")[: 20 * CHARACTERS]
+        found += [text[i : i + CHARACTERS] for i in range(0, len(text) - CHARACTERS, CHARACTERS)]
+        if len(found) >= count:
+            return found[:count]
+    raise AssertionError("the standard library is too small")
+
+
+def write(folder: Path, texts: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    for first in range(0, len(texts), PART):
+        lines = [json.dumps({"text": t, "id": f"doc-{first + n}"}) for n, t in enumerate(texts[first : first + PART])]
+        (folder / f"part-{first:05d}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def garbage() -> str:
+    """As long as a document, and nothing in it can be learned."""
+    return "".join(random.Random(7).choices(string.ascii_letters + string.digits + "#$%&", k=CHARACTERS))
+
+
+def config(folder: Path, corpus: Path) -> Path:
+    """A step is about one pack window, so that one document is in one step or in two that follow each other."""
+    source = {"name": "all", "uris": [str(corpus)], "preset": "none", "id_column": "id"}
+    every = {"checkpoint": SAVED, "validate": STEPS, "sample": STEPS, "log": 1}
+    return tiny_config(
+        folder,
+        [source],
+        data={"slot_sequences": 8, "pack_window_tokens": 2112, "dedup": {"exact": False, "near": False}},
+        train={
+            "steps": STEPS, "global_batch_tokens": 2048, "exact": True, "schedule": "constant",
+            **{f"{what}_every_steps": steps for what, steps in every.items()},
+        },
+        stability={"window_steps": 24, "min_steps": 12, "loss_sigmas": 6.0, "grad_norm_sigmas": 0.0},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("healing")
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return pieces(1600)
+
+
+@pytest.fixture(scope="module")
+def clean(head: Head, folder: Path, texts: list[str]) -> Result:
+    """The run that nothing happens to, with the policy that goes back."""
+    return pretrain(head, config(folder / "clean", write(folder / "clean" / "corpus", texts)), "clean")
+
+
+@pytest.fixture(scope="module")
+def poisoned(head: Head, folder: Path, texts: list[str], clean: Result) -> tuple[Path, str]:
+    """The config of a corpus in which one document of step 50 is garbage, and that document's id."""
+    rows = pipeline("trace", str(run_of(clean)), "--step", str(POISONED), env=head.env).out.splitlines()
+    documents = [(int(row.split()[3]), row.split()[-1]) for row in rows if "doc-" in row]
+    victim = max(documents)[1]
+    changed = list(texts)
+    changed[int(victim.removeprefix("doc-"))] = garbage()
+    return config(folder / "poisoned", write(folder / "poisoned" / "corpus", changed)), victim
+
+
+def run_of(result: Result) -> Path:
+    return Path(result.out.strip().splitlines()[-1]).parent
+
+
+def pretrain(head: Head, path: Path, name: str, *arguments: str) -> Result:
+    policy = ("stability.on_spike=rollback", "stability.on_nonfinite=rollback")
+    result = pipeline("pretrain", "--config", str(path), f"run.name={name}", *policy, *arguments, env=head.env)
+    assert result.code == 0, result.out[-6000:] + result.err[-3000:]
+    verified = pipeline("verify", str(run_of(result)), env=head.env)
+    assert verified.code == 0, verified.out + verified.err
+    return result
+
+
+def decisions(run: Path) -> list[dict[str, Any]]:
+    """Without what differs from start to start."""
+    return [
+        {name: value for name, value in heal.to_json().items() if name not in ("attempt", "time_s")}
+        for heal in read_heals(Store(str(run)))
+    ]
+
+
+def lines(run: Path) -> list[tuple[int, str, bool, str]]:
+    found = [json.loads(line) for path in (run / "audit").glob("*.jsonl") for line in path.read_text().splitlines()]
+    last = {line["step"]: line for line in sorted(found, key=lambda line: (line["step"], line["attempt"]))}
+    return [(step, line["digest"], line["applied"], line["reason"]) for step, line in sorted(last.items())]
+
+
+def left_out(run: Path) -> set[int]:
+    return {step for step, _digest, applied, _reason in lines(run) if not applied}
+
+
+@pytest.mark.slow
+def test_nothing_is_done_to_a_run_that_is_fine(clean: Result) -> None:
+    assert clean.summary["instabilities"] == [] and clean.summary["restarts"] == 0
+    assert left_out(run_of(clean)) == set() and not (run_of(clean) / "healing").exists()
+
+
+@pytest.mark.slow
+def test_poison_is_left_out_and_named_and_a_kill_in_the_middle_changes_nothing(
+    head: Head, poisoned: tuple[Path, str], clean: Result
+) -> None:
+    path, victim = poisoned
+    healed = pretrain(head, path, "healed")
+    run = run_of(healed)
+    found = decisions(run)
+    assert {heal["reason"] for heal in found} == {"loss_spike"} and {heal["policy"] for heal in found} == {"rollback"}
+    out = left_out(run)
+    assert out and out == {s for heal in found for s in range(heal["first_step"], heal["end_step"])} and len(out) <= 3
+    assert healed.summary["restarts"] == 0, "no worker group is lost for it"
+    named = [one for file in (run / "healing/documents").iterdir() for one in json.loads(file.read_text())]
+    assert victim in {one["document"] for one in named} and {one["step"] for one in named} == out
+    traced = pipeline("trace", str(run), "--document", victim, env=head.env).out
+    trained = {int(part.split()[0].rstrip(",")) for part in traced.split("in step ")[1:]}
+    assert trained <= out, "every step that holds it is left out"
+    assert "warning: step" in healed.out and victim in healed.out and "left out" in healed.out
+    assert healed.summary["val_loss"] == pytest.approx(clean.summary["val_loss"], rel=0.02)
+    assert stability_metrics(healed) == {"stability/loss_spike"}
+
+    process = Run(path, "killed", head.env, "stability.on_spike=rollback", "stability.on_nonfinite=rollback")
+    try:
+        process.wait(lambda: list((process.folder / "healing").glob("0*.json")), "the first decision")
+        for worker in train_workers(head):
+            worker.kill()
+        killed = process.finish()
+    finally:
+        process.stop()
+    assert killed["restarts"] >= 1
+    assert lines(process.folder) == lines(run) and decisions(process.folder) == found
+    assert killed["order_digest"] == healed.summary["order_digest"]
+    assert killed["weights_sha256"] == healed.summary["weights_sha256"]
+
+
+def stability_metrics(result: Result) -> set[str]:
+    from mlflow import MlflowClient
+
+    run = MlflowClient(result.summary["mlflow"]["uri"]).get_run(result.summary["mlflow"]["run_id"])
+    return {name for name in run.data.metrics if name.startswith("stability/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "reason"), [("not_a_number", "not_finite"), ("shock", "loss_spike")])
+def test_a_learning_rate_gone_wrong_is_healed(head: Head, clean: Result, folder: Path, name: str, reason: str) -> None:
+    healed = pretrain(head, folder / "clean" / "tiny.yaml", name, f"train.schedule=tests.e2e.shocks:{name}")
+    found = decisions(run_of(healed))
+    assert {heal["reason"] for heal in found} == {reason} and SHOCK_STEP in left_out(run_of(healed))
+    assert healed.summary["restarts"] == 0
+    assert healed.summary["val_loss"] == pytest.approx(clean.summary["val_loss"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_restart_goes_back_further_with_a_lower_rate(head: Head, poisoned: tuple[Path, str]) -> None:
+    restarted = pretrain(head, poisoned[0], "restarted", "stability.on_spike=restart")
+    run = run_of(restarted)
+    found = decisions(run)
+    assert len(found) >= 1 and found[0]["policy"] == "restart" and found[0]["to_step"] == found[0]["from_step"]
+    assert left_out(run) == set() and [step for step, *_rest in lines(run)] == list(range(STEPS))
+    starts = [start["step"] for start in json.loads((run / "starts.json").read_text())]
+    assert starts == [0, *(heal["to_step"] for heal in found if heal["policy"] == "restart")]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_says_where_and_why(head: Head, poisoned: tuple[Path, str]) -> None:
+    path, _victim = poisoned
+    stopped = pipeline(
+        "pretrain", "--config", str(path), "run.name=stopped", "stability.on_spike=stop", env=head.env
+    )  # fmt: skip
+    assert stopped.code == 7, stopped.out[-3000:] + stopped.err[-3000:]
+    assert "the run stops" in stopped.out + stopped.err and stopped.summary["status"] == "failed"
+    assert stopped.summary["steps"] % SAVED == 0 and stopped.summary["steps"] <= POISONED + 10
