@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -29,8 +30,18 @@ from pretrainer.train.step import StepResult
 AUDIT = "audit"
 ATTEMPTS = f"{AUDIT}/attempts"
 
-# (step, global slot block, block digest, targets, why it was not applied)
-Entry = tuple[int, int, str, int, str | None]
+
+class Entry(NamedTuple):
+    """A slot block of a step; what is said of the step is the same in all of its entries."""
+
+    step: int
+    number: int  # of the slot block in the run
+    digest: str
+    targets: int
+    reason: str | None = None  # why the step was not applied
+    loss: float = math.nan
+    grad_norm: float = math.nan
+
 
 
 class Audit:
@@ -67,8 +78,8 @@ class Audit:
         if self.copying is not None:
             step, numbers, targets, result, copy = self.copying
             rows = zip(numbers, copy.digests(), targets, strict=True)
-            reason = None if result.applied else result.reason
-            self.mine += [(step, number, digest, count, reason) for number, digest, count in rows]
+            of_step = None if result.applied else result.reason, result.loss, result.grad_norm
+            self.mine += [Entry(step, number, digest, count, *of_step) for number, digest, count in rows]
             self.copying = None
 
     def forget(self) -> None:
@@ -81,7 +92,7 @@ class Audit:
         gathered: list[Any] = [None] * self.world
         dist.all_gather_object(gathered, self.mine)
         self.mine = []
-        entries = sorted(entry for several in gathered for entry in several)
+        entries = sorted((entry for several in gathered for entry in several), key=lambda e: (e.step, e.number))
         lines = audit_lines(self.spec, entries, self.world, self.attempt, state.order_digest)
         if lines and self.rank == 0:
             body = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
@@ -110,10 +121,10 @@ def audit_lines(
 ) -> list[dict[str, Any]]:
     """One line per step from all ranks' entries, sorted by (step, block); order_digest is that before the first."""
     lines, size = [], spec.config.data.slot_sequences
-    for step, group in itertools.groupby(entries, key=lambda entry: entry[0]):
+    for step, group in itertools.groupby(entries, key=lambda entry: entry.step):
         blocks = list(group)
-        digest = step_digest([b[2] for b in blocks])
-        reasons = [b[4] for b in blocks if b[4] is not None]
+        digest = step_digest([b.digest for b in blocks])
+        reasons = [b.reason for b in blocks if b.reason is not None]
         order_digest = chain(order_digest, digest)
         lines.append(
             {
@@ -122,15 +133,21 @@ def audit_lines(
                 "digest": digest,
                 "order_digest": order_digest,
                 "tokens": spec.config.train.global_batch_tokens,
-                "targets": sum(b[3] for b in blocks),
+                "targets": sum(b.targets for b in blocks),
+                "loss": _or_null(blocks[0].loss),
+                "grad_norm": _or_null(blocks[0].grad_norm),
                 "world_size": world,
                 "attempt": attempt,
                 "applied": not reasons,
                 "reason": reasons[0] if reasons else "",
-                "provenance": provenance(spec.config, size, spec.order, [b[1] for b in blocks]),
+                "provenance": provenance(spec.config, size, spec.order, [b.number for b in blocks]),
             }
         )
     return lines
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def provenance(config: Config, size: int, order: SlotOrder, numbers: list[int]) -> dict[str, list[int]]:

@@ -38,6 +38,8 @@ class Line:
     applied: bool
     provenance: dict[str, list[int]]
     reason: str = ""  # why it was not applied, one of spikes.REASONS
+    loss: float | None = None  # as it was trained; None where it was not finite, and in older logs
+    grad_norm: float | None = None
 
 
 @dataclass(frozen=True)

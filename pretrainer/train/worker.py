@@ -31,13 +31,13 @@ from pretrainer.train.blocks import open_blocks
 from pretrainer.train.checkpoint import load_sharded
 from pretrainer.train.committed import remove_uncommitted
 from pretrainer.train.evaluate import Evaluation, evaluate
-from pretrainer.train.exact import BlockSum, exact_train_step, make_deterministic
-from pretrainer.train.feed import Feed, Prepared
+from pretrainer.train.exact import make_deterministic
+from pretrainer.train.feed import Feed
 from pretrainer.train.healing import Healer
 from pretrainer.train.kept_blocks import KeptBlocks
 from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.memory import keep_freed_memory
-from pretrainer.train.objective import how_of, lesson, target_bytes
+from pretrainer.train.objective import target_bytes
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_model
 from pretrainer.train.phases import Phases, process_age_s, pulse_period_s
@@ -48,7 +48,8 @@ from pretrainer.train.scaling import LossScale, first_scale
 from pretrainer.train.schedule import learning_rate
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.spikes import Detector
-from pretrainer.train.step import MicroBatch, StepResult, all_reduce_sum, train_step
+from pretrainer.train.step import MicroBatch, StepResult, all_reduce_sum
+from pretrainer.train.stepper import Stepper, prepare
 from pretrainer.train.upload import RayCommits
 
 log = logging.getLogger(__name__)
@@ -135,14 +136,14 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     blocks = KeptBlocks(open_blocks(spec, ranks, rank, state.step, phases), config.stability.rolls_back)
     watch = PreemptionWatch(rank)
-    block_sum = BlockSum(model, config.slot_blocks_per_step, every.global_batch_tokens) if every.exact else None
+    stepper = Stepper(config, model, optimizer, loss_scale, detector)
     feed, stop, saved_step = Feed(device), False, state.step
     unjudged: list[tuple[int, StepResult]] = []  # the host looks at a verdict one step later
     while state.step < end and not stop:
         step, began_s = state.step, time.perf_counter()
         mine, wait_s = blocks.take(step)
         phases.enter("agree", step)
-        prepared = feed.prepare(partial(_prepare, spec, device, ring, step), mine)
+        prepared = feed.prepare(partial(prepare, config, spec.mask_vocabulary, device, ring, step), mine)
         counts = [sum(p.targets for p in prepared), blocks.missing(step, mine)]
         asked = [reporter.stop_requested, reporter.checkpoint_requested, watch.due()]
         targets, missing, stops, wanted, look = all_reduce_sum([*counts, *asked], "cpu")
@@ -156,17 +157,8 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         rate = learning_rate(config.train, step, total) * healer.lr_factor(step)
         clip_norm = every.clip_norm * healer.clip_factor(step)
         detector.vetoes = healer.vetoes(step)
-        by_block = [p.micro_batches for p in prepared]
-        left_out = healer.left_out(step)
-        if left_out is not None:
-            result = left_out
-        elif block_sum is not None:
-            result = exact_train_step(model, optimizer, by_block, targets, rate, clip_norm, block_sum, detector)
-        else:
-            micro = [one for several in by_block for one in several]
-            most = slots.max_blocks(step, config.slot_blocks_per_step, layout.streams) * len(by_block[0])
-            dummies = most - len(micro)
-            result = train_step(model, optimizer, micro, dummies, targets, rate, clip_norm, loss_scale, detector)
+        most = slots.max_blocks(step, config.slot_blocks_per_step, layout.streams)
+        result = healer.left_out(step) or stepper.run(prepared, most, targets, rate, clip_norm)
         feed.launched()
         if layout.reads(rank):
             audit.add(step, mine, [p.tokens for p in prepared], result)
@@ -259,25 +251,6 @@ def _resume(state: TrainState, loss_scale: LossScale | None, detector: Detector,
     detector.load(state.window if state.window_segment == segment else None)
 
 
-def _prepare(
-    spec: WorkerSpec, device: torch.device, ring: Ring | None, step: int, number: int, batch: Batch
-) -> Prepared:
-    config = spec.config
-    tokens, learned = slots.to_tensor(batch, device), lesson(batch, number, how_of(config, spec.mask_vocabulary))
-    micro = slots.micro_batches(
-        tokens,
-        batch,
-        sequences=config.train.micro_batch_sequences or config.data.slot_sequences,
-        document_mask=config.model.document_mask,
-        run_seed=config.run.seed,
-        step=step,
-        slot_block=number,
-        learned=learned,
-        ring=ring,
-    )
-    return Prepared(tokens, micro, learned.targets)
-
-
 def _restore(spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:
     """Weights, optimizer and state from the newest committed checkpoint, at any world size; None at the first start."""
     checkpoint = ray.train.get_checkpoint()
@@ -303,7 +276,7 @@ def load_held_out(spec: WorkerSpec, device: torch.device, ring: Ring | None) -> 
             micro
             for b in batches
             if b.lengths.any()
-            for micro in _prepare(spec, device, ring, 0, b.block, b).micro_batches
+            for micro in prepare(config, spec.mask_vocabulary, device, ring, 0, b.block, b).micro_batches
         ]
     return out
 

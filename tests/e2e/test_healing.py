@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import string
 import sysconfig
 from pathlib import Path
@@ -150,6 +151,8 @@ def test_poison_is_left_out_and_named_and_a_kill_in_the_middle_changes_nothing(
     assert "warning: step" in healed.out and victim in healed.out and "left out" in healed.out
     assert healed.summary["val_loss"] == pytest.approx(clean.summary["val_loss"], rel=0.02)
     assert stability_metrics(healed) == {"stability/loss_spike"}
+    again = pipeline("replay", str(run), "--step", str(min(out)), "--times", "1", env=head.env)
+    assert again.code == 0 and victim in again.out and "was left out: loss_spike" in again.out, again.out + again.err
 
     process = Run(path, "killed", head.env, "stability.on_spike=rollback", "stability.on_nonfinite=rollback")
     try:
@@ -170,6 +173,24 @@ def stability_metrics(result: Result) -> set[str]:
 
     run = MlflowClient(result.summary["mlflow"]["uri"]).get_run(result.summary["mlflow"]["run_id"])
     return {name for name in run.data.metrics if name.startswith("stability/")}
+
+
+@pytest.mark.slow
+def test_a_replay_tells_a_bad_batch_from_a_machine_that_computed_wrong(
+    head: Head, clean: Result, folder: Path
+) -> None:
+    run = run_of(clean)
+    good = pipeline("replay", str(run), "--step", "84", env=head.env)
+    assert good.code == 0 and "comes out again" in good.out, good.out + good.err
+    assert good.out.count("same") == 2 * 5 and "DIFFERENT" not in good.out
+    bad = folder / "corrupted"
+    shutil.copytree(run, bad)
+    (path,) = (bad / "audit").glob(f"{80:09d}-*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[3]["loss"] *= 1.01  # what a flipped bit in step 83 may have done
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = pipeline("replay", str(bad), "--step", "84", "--times", "1", env=head.env)
+    assert found.code == 6 and "step 83 does not come out again" in found.out, found.out + found.err
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ DONE = result_of(1.0, 1.0)
 
 
 def entry(number: int, batch: Batch, reason: str | None = None) -> Entry:
-    return number // BLOCKS_PER_STEP, number, block_digest(to_tensor(batch)), 10 + number, reason
+    step = number // BLOCKS_PER_STEP
+    return Entry(step, number, block_digest(to_tensor(batch)), 10 + number, reason, 2.5, math.inf)
 
 
 def entries(steps: int) -> list[Entry]:
@@ -48,6 +50,7 @@ def test_one_line_per_step_with_its_sums() -> None:
     lines = lines_of(entries(3))
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert [line["targets"] for line in lines] == [sum(range(10 + 6 * s, 16 + 6 * s)) for s in range(3)]
+    assert {(line["loss"], line["grad_norm"]) for line in lines} == {(2.5, None)}, "what is not finite is null"
     assert {line["tokens"] for line in lines} == {BLOCKS_PER_STEP * SEQUENCES * SEQ_LEN}
     assert {line["world_size"] for line in lines} == {2} and all(line["applied"] is True for line in lines)
     assert {line["attempt"] for line in lines} == {4}
@@ -103,7 +106,8 @@ def gather_with(other: list[Entry]) -> Any:
 
 def test_object_holds_all_ranks_lines_and_the_chain_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two ranks with every other block give the lines that one rank with all of them would give."""
-    whole = [entry(n, block(n))[:3] + (SEQUENCES * SEQ_LEN, True) for n in range(2 * BLOCKS_PER_STEP)]
+    same = {"targets": SEQUENCES * SEQ_LEN, "loss": 1.0, "grad_norm": 1.0}
+    whole = [entry(n, block(n))._replace(**same) for n in range(2 * BLOCKS_PER_STEP)]
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather_with(whole[1::2]))
     audit = Audit(worker_spec(tmp_path), rank=0, world=2, attempt=7)
     for step in range(2):

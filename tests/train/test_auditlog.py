@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pretrainer.storage import Store
-from pretrainer.train.audit import audit_lines, object_name
+from pretrainer.train.audit import Entry, audit_lines, object_name
 from pretrainer.train.auditlog import Verdict, compare_digest, examine, read_log
 from pretrainer.train.batch import block_digest, to_tensor
 from tests.train.specs import BLOCKS_PER_STEP, CURRICULUM, block, worker_spec
@@ -25,7 +25,7 @@ EVERY = 3  # steps per checkpoint
 
 def entries(first: int, end: int) -> list[Any]:
     numbers = range(first * BLOCKS_PER_STEP, end * BLOCKS_PER_STEP)
-    return [(n // BLOCKS_PER_STEP, n, block_digest(to_tensor(block(n))), 10, None) for n in numbers]
+    return [Entry(n // BLOCKS_PER_STEP, n, block_digest(to_tensor(block(n))), 10) for n in numbers]
 
 
 LINES = audit_lines(worker_spec(), entries(0, 9), 2, 0, "")
@@ -169,7 +169,7 @@ def test_damage_is_found_and_its_step_is_named(run: Path, damage: str) -> None:
 
 def test_a_chain_that_was_rewritten_to_its_end_differs_from_the_checkpoint(run: Path) -> None:
     """Whoever changes a digest and every order digest after it still meets the one in the checkpoint."""
-    changed = [(s, n, "ab" * 32 if n == 20 else d, t, a) for s, n, d, t, a in entries(0, 9)]
+    changed = [entry._replace(digest="ab" * 32) if entry.number == 20 else entry for entry in entries(0, 9)]
     lines = audit_lines(worker_spec(), changed, 2, 0, "")
     for first in range(0, 9, EVERY):
         body = "".join(json.dumps(line) + "\n" for line in lines[first : first + EVERY])
