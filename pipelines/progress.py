@@ -14,6 +14,7 @@ from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.storage import Store
 
+LOOKS_TO_TELL = 5
 MOST_CULPRITS = 8
 REPETITION_PAYS = 4
 """Epochs up to which repeated tokens are nearly as good as new ones: Muennighoff et al. 2023, arXiv:2305.16264."""
@@ -149,6 +150,14 @@ class Console:
     def _stall(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} stalled: {event['message']}; the workers restart from the last checkpoint")
 
+    def _look(self, event: dict[str, Any], data: Frozen) -> None:
+        noise, batch = event["noise_scale_tokens"], event["batch_tokens"]
+        if noise is not None and event["looks"] >= LOOKS_TO_TELL:
+            self.say(
+                f"{self._clock()} gradient noise scale {noise:,.0f} tokens (average of {event['looks']} looks), "
+                f"the batch has {batch:,}: {batch_advice(batch / noise)}"
+            )
+
     def _healing(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} warning: {event['message']}; {event['action']}")
 
@@ -167,6 +176,13 @@ class Console:
 
     def _clock(self) -> str:
         return f"[{_duration(time.time() - self.started_s)}]"
+
+
+def batch_advice(ratio: float) -> str:
+    """What a batch of so many times the noise scale means (McCandlish et al. 2018, arXiv:1812.06162, 2.2)."""
+    if ratio < 0.5:
+        return "a larger one would take fewer steps at hardly more tokens"
+    return "a good trade of steps for tokens" if ratio <= 2 else "a smaller one would reach the same with fewer tokens"
 
 
 def start_line(seconds: dict[str, float]) -> str:

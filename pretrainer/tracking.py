@@ -151,6 +151,7 @@ def _step_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
         out += [(f"speed/{name}", event[name], last) for name in ("tokens_per_s", "data_wait_fraction", "world_size")]
         out += [("speed/mfu", event["mfu"], last)] if event["mfu"] is not None else []
         out.append(("train/tokens", event["tokens"], last))
+        out += [(f"loss/{name}", loss, last) for name, loss in event.get("source_losses", {}).items()]
         out += [(name, value, last) for name, value in event.get("expert_load", {}).items()]
     return out
 
@@ -180,12 +181,23 @@ def _healing_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
     return [(f"stability/{event['reason']}", value, event["step"])]
 
 
+def _look_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """layers/<what>/<layer>, the noise scale beside the batch that it is to be compared with, memory."""
+    out = [(f"layers/{name}", value, event["step"]) for name, value in event["values"].items()]
+    if event["noise_scale_tokens"] is not None:
+        out.append(("noise/scale_tokens", event["noise_scale_tokens"], event["step"]))
+        out.append(("noise/batch_tokens", event["batch_tokens"], event["step"]))
+    names = ("host_peak_bytes", "device_peak_bytes", "device_utilization")
+    return out + [(f"speed/{name}", event[name], event["step"]) for name in names if name in event]
+
+
 EVENT_METRICS = {
     "steps": _step_metrics,
     "validation": _validation_metrics,
     "checkpoint": _checkpoint_metrics,
     "goodput": _goodput_metrics,
     "healing": _healing_metrics,
+    "look": _look_metrics,
 }
 
 

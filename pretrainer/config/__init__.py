@@ -26,6 +26,7 @@ from pretrainer.config.data import DataConfig, SegmentConfig, TokenizerConfig
 from pretrainer.config.dedup import DedupConfig, LineDedupConfig
 from pretrainer.config.evaluation import EvaluationConfig, TaskConfig
 from pretrainer.config.model import ModelConfig, MoeConfig, RopeScalingConfig
+from pretrainer.config.monitor import MonitorConfig
 from pretrainer.config.sources import SourceConfig
 from pretrainer.config.stability import StabilityConfig
 from pretrainer.config.train import TrainConfig
@@ -33,9 +34,9 @@ from pretrainer.errors import require
 
 __all__ = [
     "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "EvaluationConfig",
-    "ExtractConfig", "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "PerplexityConfig", "PiiConfig",
-    "QualityConfig", "RopeScalingConfig", "RunConfig", "SegmentConfig", "SourceConfig", "StabilityConfig", "TaskConfig",
-    "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
+    "ExtractConfig", "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "MonitorConfig",
+    "PerplexityConfig", "PiiConfig", "QualityConfig", "RopeScalingConfig", "RunConfig", "SegmentConfig", "SourceConfig",
+    "StabilityConfig", "TaskConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
 ]  # fmt: skip
 
 
@@ -108,6 +109,8 @@ class Config:
     """Length, batch, optimizer, checkpoints."""
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     """Loss spikes, and what is done about them."""
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """Norms, activations and the gradient noise scale."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Task files that a trained model is scored on."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -83,6 +83,7 @@ class Transformer(nn.Module):
         self.heads_here = slice(None)  # of the query heads, those that this rank has under tensor parallelism
         self.routing: list[Routing] = []  # of the last forward pass, one per block with experts
         self.expert_tokens: Tensor | None = None  # of this step so far, see pretrainer/train/experts.py
+        self.look: Callable[[int, Tensor], None] | None = None  # gets what each block gives, see train/monitor.py
 
     @property
     def output_weight(self) -> Tensor:
@@ -127,10 +128,12 @@ class Transformer(nn.Module):
             x = x + self.embed_positions(positions)
         x, routing = self.dropout(x), []
         contexts = self._contexts(tokens, positions, document_ids, cache, ring)
-        for block, context in zip(self.blocks, contexts, strict=True):
+        for layer, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
             x, routed = block(x, context)
             if routed is not None:
                 routing.append(routed)
+            if self.look is not None:
+                self.look(layer, x.detach())
         self.routing = routing
         return self.norm(x)
 

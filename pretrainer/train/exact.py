@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pretrainer.errors import ReplicaError
 from pretrainer.train.spikes import Detector
-from pretrainer.train.step import MicroBatch, StepResult, accumulate_gradients, apply_gradient
+from pretrainer.train.step import MicroBatch, Observer, StepResult, accumulate_gradients, apply_gradient
 
 SUM_BITS = 62  # a whole sum stays below 2**62, half of what int64 holds
 MEAN_BITS = 10  # the mean over tokens of an element of loss or gradient may reach 2**10
@@ -101,6 +101,7 @@ def exact_train_step(
     clip_norm: float,
     total: BlockSum,
     detector: Detector | None = None,
+    observer: Observer | None = None,
 ) -> StepResult:
     """`train_step` on a replicated model; every rank calls it with the micro-batches of each of its slot blocks.
 
@@ -109,10 +110,10 @@ def exact_train_step(
     """
     total.clear()
     for block in blocks:
-        total.add(accumulate_gradients(model, block, 0, 1.0))
+        total.add(accumulate_gradients(model, block, 0, 1.0, observer=observer))
     total.all_reduce()
     loss = total.take(max(1, global_targets))
-    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, detector=detector)
+    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, None, detector, observer)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from pretrainer.model.flops import flops_per_token, model_flops_utilization
 from pretrainer.train.evaluate import Evaluation
 from pretrainer.train.experts import expert_load
 from pretrainer.train.healing import Heal
+from pretrainer.train.monitor import Monitor, Noise, memory_use
 from pretrainer.train.phases import Phases
 from pretrainer.train.saving import Saved
 from pretrainer.train.spec import TrainState, WorkerSpec
@@ -49,6 +51,7 @@ class Reporter:
         self.waiting: list[tuple[dict[str, Any], StepResult]] = []
         self.pending: Any = None  # answer of the recorder to the last event
         self.stop_requested = self.checkpoint_requested = 0
+        self.noise = Noise()
         tags = {"run": spec.config.run.name, "rank": str(rank)}
         self.gauges = {name: Gauge(f"pretrainer_{name}", text, tag_keys=tuple(tags)) for name, text in GAUGES.items()}
         for gauge in self.gauges.values():
@@ -68,7 +71,10 @@ class Reporter:
         where = {"step": state.step, "segment": self.spec.segment, "world_size": self.world}
         self._send({"kind": "start", **where, "time_s": time.time(), "import_s": import_s})
 
-    def step(self, state: TrainState, result: StepResult, rate: float, targets: int, wait_s: float) -> None:
+    def step(
+        self, state: TrainState, result: StepResult, rate: float, targets: int, wait_s: float, monitor: Monitor
+    ) -> None:
+        """Every rank calls it: where it is time for a line, losses by source are summed over ranks."""
         interval = self.interval
         self.steps_here += 1
         interval.wait_s, interval.tokens, interval.steps = (
@@ -80,9 +86,25 @@ class Reporter:
         self.waiting.append((line, result))
         every = self.spec.config.train.log_every_steps
         if state.step % every == 0 or self.steps_here == 1 or state.step == self.spec.config.total_steps:
-            self._flush(state, result)
+            self._flush(state, result, monitor.source_losses())
 
-    def _flush(self, state: TrainState, result: StepResult) -> None:
+    def looked(self, state: TrainState, look: dict[str, Any], result: StepResult, targets: int) -> None:
+        """What a close look has found; the global batch is the big one of the noise scale."""
+        if result.applied:
+            self.noise.look(look["probes"], result.grad_norm, targets)
+        self._send(
+            {
+                "kind": "look",
+                "step": state.step,
+                "values": look["values"],
+                "noise_scale_tokens": self.noise.scale_tokens,
+                "batch_tokens": targets,
+                "looks": len(self.noise.signal),
+                **memory_use(self.device),
+            }
+        )
+
+    def _flush(self, state: TrainState, result: StepResult, source_losses: Sequence[float | None] = ()) -> None:
         steps = [
             {**line, "loss": one.loss, "grad_norm": one.grad_norm, "applied": one.applied}
             for line, one in self.waiting
@@ -109,6 +131,11 @@ class Reporter:
                 "data_wait_fraction": waited,
                 "mfu": mfu,
                 "world_size": self.world,
+                "source_losses": {
+                    source.name: loss
+                    for source, loss in zip(self.spec.config.data.sources, source_losses, strict=False)
+                    if loss is not None
+                },
                 "expert_tokens": result.expert_tokens,
                 "expert_load": expert_load(result.expert_tokens),
             }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -36,8 +36,8 @@ from pretrainer.train.scaling import LossScale
 from pretrainer.train.spikes import Detector, plain_verdict
 
 __all__ = [
-    "IGNORE", "MicroBatch", "StepResult", "accumulate_gradients", "all_reduce_sum", "apply_gradient", "batch_loss",
-    "dropout_seed", "gradient_norm", "nll_sum", "token_group", "train_step",
+    "IGNORE", "MicroBatch", "Observer", "StepResult", "accumulate_gradients", "accumulate_runs", "all_reduce_sum",
+    "apply_gradient", "batch_loss", "dropout_seed", "gradient_norm", "nll_sum", "token_group", "train_step",
 ]  # fmt: skip
 
 
@@ -139,8 +139,23 @@ def _slot_block_counts(model: nn.Module, runs: Sequence[tuple[MicroBatch, bool]]
     return [GroupCounts(chosen[batch.slot_block], tokens[batch.slot_block]) for batch, _live in runs]
 
 
+class Observer(Protocol):
+    """Sees what a step computes, on the device; it must not make the host wait (monitor.py)."""
+
+    def passed(self, batch: MicroBatch, nll: Tensor) -> None:
+        """A forward and backward pass is done, and no dummy."""
+
+    def gradient(self, model: nn.Module) -> None:
+        """The gradient of all ranks is there, not yet clipped."""
+
+
 def accumulate_gradients(
-    model: nn.Module, batches: Sequence[MicroBatch], dummies: int, denominator: float, scale: Tensor | None = None
+    model: nn.Module,
+    batches: Sequence[MicroBatch],
+    dummies: int,
+    denominator: float,
+    scale: Tensor | None = None,
+    observer: Observer | None = None,
 ) -> Tensor:
     """Forward and backward over all micro-batches and `dummies` masked repeats of the last; this rank's nll sum.
 
@@ -149,7 +164,18 @@ def accumulate_gradients(
     """
     assert batches, "a rank without a micro-batch has no valid row for its dummies: W must not exceed G"
     runs = [(batch, True) for batch in batches] + [(batches[-1], False)] * dummies
-    total = torch.zeros((), dtype=torch.float64, device=batches[0].inputs.device)
+    return accumulate_runs(model, runs, denominator, scale, observer)
+
+
+def accumulate_runs(
+    model: nn.Module,
+    runs: Sequence[tuple[MicroBatch, bool]],
+    denominator: float,
+    scale: Tensor | None = None,
+    observer: Observer | None = None,
+) -> Tensor:
+    """The same for passes of which each says whether it counts."""
+    total = torch.zeros((), dtype=torch.float64, device=runs[0][0].inputs.device)
     seed = None if scale is None else scale / denominator
     for index, ((batch, live), counts) in enumerate(zip(runs, _slot_block_counts(model, runs), strict=True)):
         _sync_on(model, index == len(runs) - 1)
@@ -159,6 +185,8 @@ def accumulate_gradients(
         objective = loss.objective if auxiliary is None else loss.objective + auxiliary
         (objective / denominator if seed is None else objective * seed).backward()
         total += loss.nll
+        if observer is not None and live:
+            observer.passed(batch, loss.nll)
     return total
 
 
@@ -178,6 +206,7 @@ def train_step(
     clip_norm: float,
     loss_scale: LossScale | None = None,
     detector: Detector | None = None,
+    observer: Observer | None = None,
 ) -> StepResult:
     """Train on one global batch; every rank calls it with its own micro-batches.
 
@@ -189,9 +218,9 @@ def train_step(
     """
     denominator = float(max(1, global_targets))
     scale = None if loss_scale is None else loss_scale.scale
-    local = accumulate_gradients(model, batches, dummies, denominator, scale)
+    local = accumulate_gradients(model, batches, dummies, denominator, scale, observer)
     loss = sum_over_ranks(local, token_group(model)) / denominator
-    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, loss_scale, detector)
+    return apply_gradient(model, optimizer, loss, learning_rate, clip_norm, loss_scale, detector, observer)
 
 
 def apply_gradient(
@@ -202,6 +231,7 @@ def apply_gradient(
     clip_norm: float,
     loss_scale: LossScale | None = None,
     detector: Detector | None = None,
+    observer: Observer | None = None,
 ) -> StepResult:
     """Clip the model's gradient and update the weights, if loss and gradient are finite and the detector lets them;
     clears the gradient.
@@ -212,6 +242,8 @@ def apply_gradient(
     if loss_scale is not None:
         loss_scale.unscale(model)
     norm = gradient_norm(model)
+    if observer is not None:
+        observer.gradient(model)
     verdict = (plain_verdict if detector is None else detector.judge)(loss, norm)
     applied = verdict.applied
     torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)

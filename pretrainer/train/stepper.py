@@ -16,7 +16,7 @@ from pretrainer.train.feed import Prepared
 from pretrainer.train.objective import how_of, lesson
 from pretrainer.train.scaling import LossScale
 from pretrainer.train.spikes import Detector
-from pretrainer.train.step import StepResult, train_step
+from pretrainer.train.step import Observer, StepResult, train_step
 
 
 def prepare(
@@ -54,9 +54,11 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         loss_scale: LossScale | None,
         detector: Detector | None,
+        observer: Observer | None = None,
     ) -> None:
         train, blocks = config.train, config.slot_blocks_per_step
         self.model, self.optimizer, self.loss_scale, self.detector = model, optimizer, loss_scale, detector
+        self.observer = observer
         self.block_sum = BlockSum(model, blocks, train.global_batch_tokens) if train.exact else None
 
     def run(
@@ -66,9 +68,11 @@ class Stepper:
         by_block = [p.micro_batches for p in prepared]
         step = self.model, self.optimizer
         if self.block_sum is not None:
-            return exact_train_step(*step, by_block, targets, learning_rate, clip_norm, self.block_sum, self.detector)
+            return exact_train_step(
+                *step, by_block, targets, learning_rate, clip_norm, self.block_sum, self.detector, self.observer
+            )
         micro = [one for several in by_block for one in several]
         dummies = most * len(by_block[0]) - len(micro)
         return train_step(
-            *step, micro, dummies, targets, learning_rate, clip_norm, self.loss_scale, self.detector
-        )  # fmt: skip
+            *step, micro, dummies, targets, learning_rate, clip_norm, self.loss_scale, self.detector, self.observer
+        )

@@ -37,6 +37,7 @@ from pretrainer.train.healing import Healer
 from pretrainer.train.kept_blocks import KeptBlocks
 from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.memory import keep_freed_memory
+from pretrainer.train.monitor import Monitor
 from pretrainer.train.objective import target_bytes
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_model
@@ -136,7 +137,8 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     blocks = KeptBlocks(open_blocks(spec, ranks, rank, state.step, phases), config.stability.rolls_back)
     watch = PreemptionWatch(rank)
-    stepper = Stepper(config, model, optimizer, loss_scale, detector)
+    monitor = Monitor(config.monitor, model, len(config.data.sources), lambda n: spec.order.expected(n)[0], device)
+    stepper = Stepper(config, model, optimizer, loss_scale, detector, monitor)
     feed, stop, saved_step = Feed(device), False, state.step
     unjudged: list[tuple[int, StepResult]] = []  # the host looks at a verdict one step later
     while state.step < end and not stop:
@@ -158,12 +160,17 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         clip_norm = every.clip_norm * healer.clip_factor(step)
         detector.vetoes = healer.vetoes(step)
         most = slots.max_blocks(step, config.slot_blocks_per_step, layout.streams)
-        result = healer.left_out(step) or stepper.run(prepared, most, targets, rate, clip_norm)
+        left_out, looks = healer.left_out(step), monitor.is_due(step)
+        if looks and left_out is None:
+            monitor.begin(step, config.slot_blocks_per_step, prepared, loss_scale)
+        result = left_out or stepper.run(prepared, most, targets, rate, clip_norm)
         feed.launched()
         if layout.reads(rank):
             audit.add(step, mine, [p.tokens for p in prepared], result)
         state.step, state.tokens = step + 1, state.tokens + config.train.global_batch_tokens
-        reporter.step(state, result, rate, targets, max(0.0, wait_s - hidden_s))
+        reporter.step(state, result, rate, targets, max(0.0, wait_s - hidden_s), monitor)
+        if looks and left_out is None:
+            reporter.looked(state, monitor.end(), result, targets)
         stop = stops > 0
         last = stop or state.step == end
         notice = watch.look() if look else None

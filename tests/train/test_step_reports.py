@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from pretrainer.config import MonitorConfig
 from pretrainer.train import reporter as reporters
+from pretrainer.train.monitor import Monitor
 from pretrainer.train.phases import Phases
 from pretrainer.train.readback import StepResult
 from pretrainer.train.reporter import Reporter
@@ -52,10 +55,10 @@ def test_steps_are_looked_at_when_they_are_logged(monkeypatch: pytest.MonkeyPatc
     spec = worker_spec()
     spec = replace(spec, config=replace(spec.config, train=replace(spec.config.train, log_every_steps=3)))
     reporter = Reporter(spec, 0, 1, CPU, Phases(0, 1, 0, "node", print, 5.0))
-    state = TrainState()
+    state, monitor = TrainState(), Monitor(MonitorConfig(), nn.Linear(1, 1), 2, lambda _number: 0, CPU)
     for step in range(1, 7):
         state.step = step
-        reporter.step(state, Result(float(step), step / 2, step != 2), 0.1 * step, 10 + step, 0.0)
+        reporter.step(state, Result(float(step), step / 2, step != 2), 0.1 * step, 10 + step, 0.0, monitor)
         assert max(Result.looked) == (1 if step < 3 else 3 if step < 6 else 6)
     lines = [line for event in sent for line in event["steps"]]
     assert [len(event["steps"]) for event in sent] == [1, 2, 3]  # the first step of a worker group is told at once

@@ -1,0 +1,20 @@
+"""How closely a run is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrainer.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    every_steps: int = 100
+    """Steps between two close looks: norms by layer of gradient, parameters and update, activations, gradient noise
+    scale; 0 takes none."""
+    noise_slot_blocks: int = 2
+    """Slot blocks of which a close look computes the gradient alone, for the gradient noise scale; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "monitor.every_steps", self.every_steps, "use 0 or more")
+        require(self.noise_slot_blocks >= 0, "monitor.noise_slot_blocks", self.noise_slot_blocks, "use 0 or more")
