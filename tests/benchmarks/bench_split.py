@@ -9,8 +9,10 @@ stream; nothing is curated, packed or trained.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -39,23 +41,16 @@ def make_blocks(table: pa.Table, sequences: int, seq_len: int) -> Iterator[pa.Ta
         yield slot_block([row] * sequences, 0, table.column("n")[0].as_py() * BLOCKS_PER_TASK + number, 0)
 
 
-def measure(answer: Any, *arguments: Any) -> None:
-    """`rate` with a cluster of its own: the executor of a stream that nobody reads to its end runs on."""
-    ray.init(address="local", num_cpus=2, logging_level=40, log_to_driver=False, include_dashboard=False)
-    answer.send(rate(*arguments))
-    os._exit(0)  # without Ray's shutdown of what is still running (see tests/data/test_ray_contract.py)
-
-
 def measured(*arguments: Any) -> float:
-    """In a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(there, *arguments))
-    process.start()
-    there.close()
-    found = float(here.recv())  # EOFError where it died
-    process.join()
-    return found
+    """`rate` in a process and a cluster of its own: the executor of a stream that nobody reads to its end runs on."""
+    command = [sys.executable, __file__, "--one", json.dumps(arguments)]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+
+def measure(*arguments: Any) -> None:
+    ray.init(address="local", num_cpus=2, logging_level=40, log_to_driver=False, include_dashboard=False)
+    print(rate(*arguments), flush=True)
+    os._exit(0)  # without Ray's shutdown of what is still running (see tests/data/test_ray_contract.py)
 
 
 def rate(world: int, sequences: int, seq_len: int, ordered: bool, seconds: float) -> float:
@@ -92,7 +87,10 @@ def rate(world: int, sequences: int, seq_len: int, ordered: bool, seconds: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        measure(*options.one)
     print("  W  sequences x tokens  ordered  blocks/s     tokens/s  against unordered", flush=True)
     for world in (1, 2, 4):
         for sequences, seq_len in ((8, 1024), (64, 1024)):

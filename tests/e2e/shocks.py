@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 from pretrainer.train.schedule import Moment
 
 SHOCK_STEP = 50
 
 
 def not_a_number(at: Moment) -> float:
-    """One step that makes every weight NaN, with a loss and a gradient that are fine."""
-    return math.nan if at.step == SHOCK_STEP else 1.0
+    """One step behind which nothing is finite, with a loss and a gradient that are fine."""
+    return 1e30 if at.step == SHOCK_STEP else 1.0
 
 
 def shock(at: Moment) -> float:

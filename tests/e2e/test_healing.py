@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import string
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,15 @@ def pieces(count: int) -> list[str]:
 def write(folder: Path, texts: list[str]) -> Path:
     folder.mkdir(parents=True)
     for first in range(0, len(texts), PART):
-        lines = [json.dumps({"text": t, "id": f"doc-{first + n}"}) for n, t in enumerate(texts[first : first + PART])]
-        (folder / f"part-{first:05d}.jsonl").write_text("\n".join(lines) + "\n")
+        rows = [{"text": text, "id": f"doc-{first + n}"} for n, text in enumerate(texts[first : first + PART])]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (folder / f"part-{first:05d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
 def garbage() -> str:
-    """As long as a document, and nothing in it can be learned."""
-    return "".join(random.Random(7).choices(string.ascii_letters + string.digits + "#$%&", k=CHARACTERS))
+    """About a pack window of bytes that are tokens of their own, and nothing in it can be learned."""
+    return "".join(chr(random.Random(7 * n).randrange(0x4E00, 0x9FFF)) for n in range(CHARACTERS))
 
 
 def config(folder: Path, corpus: Path) -> Path:
@@ -141,7 +141,7 @@ def test_poison_is_left_out_and_named_and_a_kill_in_the_middle_changes_nothing(
     found = decisions(run)
     assert {heal["reason"] for heal in found} == {"loss_spike"} and {heal["policy"] for heal in found} == {"rollback"}
     out = left_out(run)
-    assert out and out == {s for heal in found for s in range(heal["first_step"], heal["end_step"])} and len(out) <= 3
+    assert out and out == {s for heal in found for s in range(heal["first_step"], heal["end_step"])} and len(out) <= 4
     assert healed.summary["restarts"] == 0, "no worker group is lost for it"
     named = [one for file in (run / "healing/documents").iterdir() for one in json.loads(file.read_text())]
     assert victim in {one["document"] for one in named} and {one["step"] for one in named} == out
