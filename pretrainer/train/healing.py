@@ -30,6 +30,9 @@ from pretrainer.train.readback import StepResult
 
 HEALING = "healing"
 
+LossOf = Callable[[int], float]
+"""A step since the checkpoint in memory -> the loss of its batch with the weights of now; every rank calls it."""
+
 
 @dataclass(frozen=True)
 class Heal:
@@ -50,6 +53,7 @@ class Heal:
     from_step: int = 0  # the factors hold from here on
     lr_factor: float = 1.0
     clip_factor: float = 1.0
+    weights: str = ""  # by an earlier batch: sound (the own data of the step did it) or broken (a step before)
     seen: tuple[tuple[float, float], ...] = ()  # (loss, gradient norm) of the steps that are left out, as they were run
     time_s: float = 0.0
 
@@ -109,6 +113,7 @@ class Situation:
     saved_step: int  # of the checkpoint that is kept in memory
     next_step: int  # the first one that is not begun
     checkpoints: tuple[int, ...]  # steps that are committed and kept, ascending
+    weights: str = ""  # as Heal.weights
 
 
 def report(heal: Heal, at: Situation) -> Heal:
@@ -129,16 +134,18 @@ def skip(heal: Heal, at: Situation) -> Heal:
 def roll_back(heal: Heal, at: Situation) -> Heal:
     """Back to the checkpoint in memory, and on without the guilty steps.
 
-    At first that is the step itself, and then the ones behind it that spike too. From the third time before the next
-    checkpoint on, an earlier step is held to have done the harm: 1, 3, 7 … steps before the first spike are left out
-    too. (PaLM, arXiv:2204.02311, 5.1, went back 100 steps and left out 200 to 500; a person chose them.)
+    Where a batch from before the first spike has its usual loss, the spike is the step's own data: it is left out, and
+    so is the next one that spikes. Where it has not, the weights were harmed before: 1, 3, 7 … steps before the first
+    spike are left out too, more each time it comes again before the next checkpoint. (PaLM, arXiv:2204.02311, 5.1, went
+    back 100 steps and left out 200 to 500; a person chose them.)
     """
     before = [h for h in at.heals if h.policy == "rollback" and h.to_step == at.saved_step]
     if len(before) >= at.config.max_heals:
         return stop(heal, at)
     first = before[0].step if before else heal.step
-    guilty = first - (2 ** max(0, len(before) - 1) - 1)
-    return replace(heal, first_step=max(at.saved_step, guilty), end_step=heal.step + 1, to_step=at.saved_step)
+    broken = [*(h.weights for h in before), at.weights].count("broken")
+    left_out = max(at.saved_step, first - (2**broken - 1)), heal.step + 1
+    return replace(heal, first_step=left_out[0], end_step=left_out[1], to_step=at.saved_step, weights=at.weights)
 
 
 def cut_lr(heal: Heal, at: Situation) -> Heal:
@@ -235,7 +242,9 @@ class Healer:
         """Whether a spike in this step keeps it from being applied, there and then."""
         return self.config.on_spike == "skip" and step >= self.settled_until and not self._is_decided(step)
 
-    def look(self, step: int, result: StepResult, saved_step: int, next_step: int) -> Heal | None:
+    def look(
+        self, step: int, result: StepResult, saved_step: int, next_step: int, loss_of: LossOf | None = None
+    ) -> Heal | None:
         """What is to be done about a step that is finished; None for nothing. Written before it is returned.
 
         saved_step: of the checkpoint in memory. next_step: the first that is not begun. Every rank calls it with the
@@ -244,7 +253,9 @@ class Healer:
         self.seen[step] = result.loss, result.grad_norm
         if result.reason in ("", "overflow") or step < self.settled_until or self._is_decided(step):
             return None
-        decided = [self._decide(step, result, saved_step, next_step) if self.rank == 0 else None]
+        policy = self.config.on_nonfinite if result.reason == "not_finite" else self.config.on_spike
+        weights = self._weights(step, result, saved_step, loss_of) if policy == "rollback" else ""
+        decided = [self._decide(policy, step, result, saved_step, next_step, weights) if self.rank == 0 else None]
         if dist.is_initialized():
             dist.broadcast_object_list(decided, src=0)
         heal = cast(Heal, decided[0])
@@ -261,13 +272,23 @@ class Healer:
         """A stop is a person's to think about: the same step is judged again under whatever policy there is then."""
         return any(h.step == step or h.first_step <= step < h.end_step for h in self.heals if h.policy != "stop")
 
-    def _decide(self, step: int, result: StepResult, saved_step: int, next_step: int) -> Heal:
+    def _weights(self, step: int, result: StepResult, saved_step: int, loss_of: LossOf | None) -> str:
+        """Whether the last batch that was fine still has a usual loss, with the weights of now."""
+        first = next((h.step for h in self.heals if h.policy == "rollback" and h.to_step == saved_step), step)
+        fine = [s for s in self.seen if saved_step <= s < first and self.left_out(s) is None]
+        if loss_of is None or not fine:
+            return ""
+        return "sound" if loss_of(max(fine)) <= result.loss_bound else "broken"  # NaN is not
+
+    def _decide(
+        self, policy: str, step: int, result: StepResult, saved_step: int, next_step: int, weights: str
+    ) -> Heal:
         """On rank 0: the decision, in storage."""
-        policy = self.config.on_nonfinite if result.reason == "not_finite" else self.config.on_spike
         number, values = len(self.heals), (result.loss, result.grad_norm, result.loss_bound, result.grad_norm_bound)
         heal = Heal(number, step, result.reason, policy, self.attempt, *values, time_s=time.time())
         checkpoints = tuple(committed_checkpoints(self.run))
-        heal = POLICIES[policy](heal, Situation(self.config, tuple(self.heals), saved_step, next_step, checkpoints))
+        at = Situation(self.config, tuple(self.heals), saved_step, next_step, checkpoints, weights)
+        heal = POLICIES[policy](heal, at)
         left_out = range(heal.first_step, heal.end_step)
         heal = replace(heal, seen=tuple(self.seen.get(one, (math.nan, math.nan)) for one in left_out))
         self.run.create(heal_path(number), json.dumps(heal.to_json(), sort_keys=True).encode())

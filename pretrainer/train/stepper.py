@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pretrainer.config import Config
+from pretrainer.model.generate import release_gathered
 from pretrainer.model.ring import Ring
 from pretrainer.schema import Batch, MaskVocabulary
 from pretrainer.train import batch as slots
@@ -16,7 +17,7 @@ from pretrainer.train.feed import Prepared
 from pretrainer.train.objective import how_of, lesson
 from pretrainer.train.scaling import LossScale
 from pretrainer.train.spikes import Detector
-from pretrainer.train.step import Observer, StepResult, train_step
+from pretrainer.train.step import IGNORE, Observer, StepResult, nll_sum, sum_over_ranks, token_group, train_step
 
 
 def prepare(
@@ -76,3 +77,19 @@ class Stepper:
         return train_step(
             *step, micro, dummies, targets, learning_rate, clip_norm, self.loss_scale, self.detector, self.observer
         )
+
+    @torch.no_grad()
+    def loss(self, prepared: Sequence[Prepared], most: int) -> float:
+        """Mean loss of a batch with the weights of now, dropout left out; every rank calls it, and it waits."""
+        was_training = self.model.training
+        self.model.eval()
+        micro = [(batch, True) for one in prepared for batch in one.micro_batches]
+        dummies = most * len(prepared[0].micro_batches) - len(micro)
+        total = torch.zeros(2, dtype=torch.float64, device=micro[0][0].inputs.device)
+        for batch, live in micro + [(micro[-1][0], False)] * dummies:
+            total[0] += nll_sum(self.model, batch, live)
+            total[1] += (batch.targets != IGNORE).sum() * live
+        release_gathered(self.model)
+        self.model.train(was_training)
+        nats, targets = sum_over_ranks(total, token_group(self.model)).tolist()
+        return nats / max(1.0, targets)

@@ -141,6 +141,11 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     stepper = Stepper(config, model, optimizer, loss_scale, detector, monitor)
     feed, stop, saved_step = Feed(device), False, state.step
     unjudged: list[tuple[int, StepResult]] = []  # the host looks at a verdict one step later
+
+    def loss_of(step: int) -> float:
+        mine, most = blocks.take(step)[0], slots.max_blocks(step, config.slot_blocks_per_step, layout.streams)
+        return stepper.loss([prepare(config, spec.mask_vocabulary, device, ring, step, *one) for one in mine], most)
+
     while state.step < end and not stop:
         step, began_s = state.step, time.perf_counter()
         mine, wait_s = blocks.take(step)
@@ -179,7 +184,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         unjudged.append((step, result))
         heal = None
         while len(unjudged) > (0 if saves else 1) and (heal is None or heal.to_step < 0):
-            heal = healer.look(*unjudged.pop(0), saved_step, state.step)
+            heal = healer.look(*unjudged.pop(0), saved_step, state.step, loss_of)
             if heal is not None:
                 reporter.healed(state, heal)
         if heal is not None and heal.anew:

@@ -140,6 +140,7 @@ def test_poison_is_left_out_and_named_and_a_kill_in_the_middle_changes_nothing(
     run = run_of(healed)
     found = decisions(run)
     assert {heal["reason"] for heal in found} == {"loss_spike"} and {heal["policy"] for heal in found} == {"rollback"}
+    assert {heal["weights"] for heal in found} == {"sound"}, "an earlier batch has its usual loss"
     out = left_out(run)
     assert out and out == {s for heal in found for s in range(heal["first_step"], heal["end_step"])} and len(out) <= 4
     assert healed.summary["restarts"] == 0, "no worker group is lost for it"
@@ -198,7 +199,8 @@ def test_a_replay_tells_a_bad_batch_from_a_machine_that_computed_wrong(
 def test_a_learning_rate_gone_wrong_is_healed(head: Head, clean: Result, folder: Path, name: str, reason: str) -> None:
     healed = pretrain(head, folder / "clean" / "tiny.yaml", name, f"train.schedule=tests.e2e.shocks:{name}")
     found = decisions(run_of(healed))
-    assert {heal["reason"] for heal in found} == {reason} and SHOCK_STEP in left_out(run_of(healed))
+    assert {heal["reason"] for heal in found} == {reason} and found[0]["weights"] == "broken"
+    assert left_out(run_of(healed)) == {SHOCK_STEP, SHOCK_STEP + 1}, "what did the harm, and what showed it"
     assert healed.summary["restarts"] == 0
     assert healed.summary["val_loss"] == pytest.approx(clean.summary["val_loss"], rel=0.02)
 

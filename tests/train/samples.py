@@ -78,7 +78,9 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def result_of(loss: float, norm: float, applied: bool = True, reason: str = "", experts: Any = None) -> StepResult:
+def result_of(
+    loss: float, norm: float, applied: bool = True, reason: str = "", experts: Any = None, loss_bound: float = math.inf
+) -> StepResult:
     """A step's result, written down by hand."""
-    verdict = Verdict(torch.tensor(applied), torch.tensor(REASONS.index(reason)), torch.full((2,), math.inf))
+    verdict = Verdict(torch.tensor(applied), torch.tensor(REASONS.index(reason)), torch.tensor([loss_bound, math.inf]))
     return StepResult(torch.tensor(loss, dtype=torch.float64), torch.tensor(norm), verdict, experts)

@@ -28,7 +28,6 @@ from pretrainer.train.healing import (
     logged_until,
     pending_restart,
     read_heals,
-    roll_back,
 )
 from pretrainer.train.kept_blocks import KeptBlocks
 from pretrainer.train.optimizer import build_optimizer
@@ -51,7 +50,8 @@ def spike(step: int, policy: str = "report", **fields: Any) -> Heal:
 
 
 def decide(policy: str, step: int, heals: tuple[Heal, ...] = (), saved: int = 0, **at: Any) -> Heal:
-    situation = Situation(CONFIG, heals, saved, step + 2, at.get("checkpoints", (0, 10, 20)))
+    checkpoints, weights = at.get("checkpoints", (0, 10, 20)), at.get("weights", "")
+    situation = Situation(CONFIG, heals, saved, step + 2, checkpoints, weights)
     return POLICIES[policy](spike(step, policy), situation)
 
 
@@ -75,19 +75,20 @@ def test_skip_leaves_the_step_out_and_stops_when_that_does_not_help() -> None:
 
 def test_rollback_leaves_out_the_step_then_what_is_behind_it_and_then_what_is_before() -> None:
     heals: tuple[Heal, ...] = ()
-    for step, first in ((25, 25), (26, 25), (28, 24)):
-        found = decide("rollback", step, heals, saved=20)
+    for step, weights, first in ((25, "sound", 25), (26, "sound", 25), (28, "broken", 24)):
+        found = decide("rollback", step, heals, saved=20, weights=weights)
         assert (found.policy, found.first_step, found.end_step, found.to_step) == ("rollback", first, step + 1, 20)
+        assert found.weights == weights
         heals += (found,)
     assert decide("rollback", 29, heals, saved=20).policy == "stop"
     behind = decide("rollback", 31, heals, saved=30)
     assert (behind.first_step, behind.to_step) == (31, 30), "a new checkpoint was reached: a new story"
-    twice = (decide("rollback", 20, saved=20),) * 2
-    assert decide("rollback", 22, twice, saved=20).first_step == 20, "nothing before the checkpoint is left out"
-    more = replace(CONFIG, max_heals=9)
-    first = decide("rollback", 50, saved=20)
-    fifth = roll_back(spike(54, "rollback"), Situation(more, (first,) * 4, 20, 56, ()))
-    assert (fifth.first_step, fifth.end_step) == (43, 55)
+    twice = (decide("rollback", 21, saved=20, weights="broken"),) * 2
+    late = decide("rollback", 22, twice, saved=20, weights="broken")
+    assert late.first_step == 20, "nothing before the checkpoint is left out"
+    first = decide("rollback", 50, saved=20, weights="broken")
+    third = decide("rollback", 54, (first, first), saved=20, weights="broken")
+    assert (first.first_step, third.first_step, third.end_step) == (49, 43, 55)
 
 
 @pytest.mark.parametrize(("policy", "factor"), [("cut_lr", "lr_factor"), ("tighten_clip", "clip_factor")])
@@ -159,6 +160,21 @@ def test_a_decision_is_in_storage_when_it_is_returned_and_obeyed_by_the_next_gro
         assert one.left_out(24) is None and one.left_out(26) is None
         assert one.look(25, SPIKE, 20, 27) is None, "not decided twice"
     assert first.look(26, SPIKE, 20, 28).number == 1  # type: ignore[union-attr]
+
+
+def test_an_earlier_batch_says_whether_the_weights_are_broken(tmp_path: Path) -> None:
+    cases = (3.9, "sound", 25), (4.1, "broken", 24), (math.nan, "broken", 24)
+    for number, (loss, weights, first) in enumerate(cases):
+        one, asked = healer(tmp_path / str(number)), list[int]()
+        for step in range(18, 25):
+            one.look(step, USUAL, 20, step + 2)
+        spiked = result_of(9.0, 1.0, reason="loss_spike", loss_bound=4.0)
+        heal = one.look(25, spiked, 20, 27, lambda step, loss=loss, asked=asked: asked.append(step) or loss)
+        assert heal is not None and (heal.weights, heal.first_step, asked) == (weights, first, [24])
+        again = one.look(26, spiked, 20, 28, lambda step, asked=asked: asked.append(step) or 9.0)
+        assert again is not None and again.weights == "broken" and asked[1] < first, "no step that is left out is asked"
+    lonely = healer(tmp_path / "lonely").look(20, spiked, 20, 22, lambda _step: math.nan)
+    assert lonely is not None and lonely.weights == "", "the first step behind a checkpoint has nothing before it"
 
 
 def test_a_crash_before_it_is_written_leaves_nothing_and_the_next_group_decides_the_same(

@@ -23,6 +23,7 @@ from pretrainer.train.monitor import Monitor, Noise, layer_norms, layer_of
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.scaling import LossScale
 from pretrainer.train.step import accumulate_gradients, train_step
+from pretrainer.train.stepper import Stepper
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks
 from tests.train.samples import (
@@ -37,6 +38,7 @@ from tests.train.samples import (
     pieces,
     slot_block,
 )
+from tests.train.specs import worker_spec
 from tests.train.test_architectures import experts
 from tests.train.test_no_host_read import bits
 
@@ -203,6 +205,24 @@ def test_layers_have_names_that_sort() -> None:
     assert names == ["block00", "block12", "embed", "norm"]
     norms = layer_norms({"blocks.1.a": torch.tensor([3.0]), "blocks.1.b": torch.tensor([4.0]), "head": torch.ones(4)})
     assert {name: float(norm) for name, norm in norms.items()} == {"block01": 5.0, "head": 2.0}
+
+
+def _batch_loss(rank: int, world: int) -> Any:
+    """The loss of step 1's batch as it is trained, and as `Stepper.loss` sees it before and after."""
+    model, optimizer = build(NO_DROPOUT)
+    spec = worker_spec()
+    stepper = Stepper(spec.config, model, optimizer, None, None)
+    mine = prepared(owned_blocks(1, BLOCKS_PER_STEP, rank, world), 1)
+    most, targets = max_blocks(1, BLOCKS_PER_STEP, world), sum(TARGETS[BLOCKS_PER_STEP : 2 * BLOCKS_PER_STEP])
+    before = stepper.loss(mine, most)
+    trained = stepper.run(mine, most, targets, 1e-2, 1.0).loss
+    return before, trained, stepper.loss(mine, most), full_weights(model)["embed.weight"].sum()
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_the_loss_of_a_batch_with_the_weights_of_now(world: int) -> None:
+    for before, trained, after, _weights in run_ranks(world, _batch_loss):
+        assert before == pytest.approx(trained, rel=1e-6) and after < before - 0.01
 
 
 # ------------------------------------------------------------------------------------------------------ noise scale
