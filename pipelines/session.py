@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 STOP_PATIENCE_S = 120.0
+END_PATIENCE_S = 30.0
 PROMPT_TOKENS = 24
 
 
@@ -165,8 +166,21 @@ def train_segment(session: Session, segment: Segment, outcome: Outcome, console:
         while thread.is_alive() and not outcome.of("fatal") and not stop.overdue():
             thread.join(POLL_S)
             _follow(session, outcome, console)
+    if thread.is_alive():
+        end_trainer(session.recorder, thread)
     _follow(session, outcome, console)
     _judge(session, outcome, before, failure)
+
+
+def end_trainer(recorder: Any, thread: threading.Thread) -> None:
+    """The run is over, and Ray Train would go on: its workers go with its controller, and then the thread ends.
+
+    Were it still waiting when the driver leaves Ray, Ray would end the process with an exit code of its own.
+    """
+    controller: Any = ray.get(recorder.controller.remote())
+    if controller is not None:
+        ray.kill(controller)
+    thread.join(END_PATIENCE_S)
 
 
 def _stream(session: Session, segment: Segment) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import ray
 import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -55,6 +56,10 @@ class FailureReport(ControllerCallback):
 
     def __init__(self, recorder: Any) -> None:
         self.recorder = recorder
+
+    def after_controller_start(self, *_context: Any) -> None:
+        """The driver gets a handle of this actor: it ends the trainer of a run that is over for it."""
+        self.recorder.keep_controller.remote(ray.get_runtime_context().current_actor)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         event = failure_event(getattr(current_state, "training_failed_error", None))

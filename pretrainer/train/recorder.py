@@ -30,6 +30,7 @@ class Recorder:
         self.validated_step = -1
         self.outbox = Outbox(lambda event: self.tracker.log_event(event))
         self.heard: dict[int, dict[str, Any]] = {}  # by rank: its last pulse, when it came, when its phase changed
+        self.handle: Any = None
         self.stop = False
         self.checkpoint_wanted = False
         self.sums = {"data_wait_s": 0.0, "elapsed_s": 0.0, "tokens": 0.0}
@@ -77,6 +78,14 @@ class Recorder:
         self.sums["elapsed_s"] += event["elapsed_s"]
         self.sums["tokens"] += event["tokens_per_s"] * event["elapsed_s"]
         return {**event, "steps": fresh}
+
+    def keep_controller(self, handle: Any) -> None:
+        """Of Ray Train's controller, for `controller`."""
+        self.handle = handle
+
+    def controller(self) -> Any:
+        """The handle of the newest controller; None before the first."""
+        return self.handle
 
     def fatal(self, message: str, exit_code: int) -> None:
         """An error that no restart can mend; the driver ends the run with it."""

@@ -58,7 +58,10 @@ def config(folder: Path, corpus: Path) -> Path:
     return tiny_config(
         folder,
         [source],
-        data={"slot_sequences": 8, "pack_window_tokens": 2112, "dedup": {"exact": False, "near": False}},
+        data={
+            "slot_sequences": 8, "pack_window_tokens": 2112, "chunk_bytes": 2048,
+            "dedup": {"exact": False, "near": False},
+        },
         train={
             "steps": STEPS, "global_batch_tokens": 2048, "exact": True, "schedule": "constant",
             **{f"{what}_every_steps": steps for what, steps in every.items()},
@@ -142,13 +145,13 @@ def test_poison_is_left_out_and_named_and_a_kill_in_the_middle_changes_nothing(
     assert {heal["reason"] for heal in found} == {"loss_spike"} and {heal["policy"] for heal in found} == {"rollback"}
     assert {heal["weights"] for heal in found} == {"sound"}, "an earlier batch has its usual loss"
     out = left_out(run)
-    assert out and out == {s for heal in found for s in range(heal["first_step"], heal["end_step"])} and len(out) <= 4
+    assert out and out == {s for heal in found for s in range(heal["first_step"], heal["end_step"])}
     assert healed.summary["restarts"] == 0, "no worker group is lost for it"
     named = [one for file in (run / "healing/documents").iterdir() for one in json.loads(file.read_text())]
     assert victim in {one["document"] for one in named} and {one["step"] for one in named} == out
     traced = pipeline("trace", str(run), "--document", victim, env=head.env).out
     trained = {int(part.split()[0].rstrip(",")) for part in traced.split("in step ")[1:]}
-    assert trained <= out, "every step that holds it is left out"
+    assert trained == out, "the steps that hold it, and no others"
     assert "warning: step" in healed.out and victim in healed.out and "left out" in healed.out
     assert healed.summary["val_loss"] == pytest.approx(clean.summary["val_loss"], rel=0.02)
     assert stability_metrics(healed) == {"stability/loss_spike"}
