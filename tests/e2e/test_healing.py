@@ -51,7 +51,7 @@ def garbage() -> str:
     return "".join(chr(random.Random(7 * n).randrange(0x4E00, 0x9FFF)) for n in range(CHARACTERS))
 
 
-def config(folder: Path, corpus: Path) -> Path:
+def config(folder: Path, corpus: Path, **sections: Any) -> Path:
     """A step is about one pack window, so that one document is in one step or in two that follow each other."""
     source = {"name": "all", "uris": [str(corpus)], "preset": "none", "id_column": "id"}
     every = {"checkpoint": SAVED, "validate": STEPS, "sample": STEPS, "log": 1}
@@ -67,6 +67,7 @@ def config(folder: Path, corpus: Path) -> Path:
             **{f"{what}_every_steps": steps for what, steps in every.items()},
         },
         stability={"window_steps": 24, "min_steps": 12, "loss_sigmas": 6.0, "grad_norm_sigmas": 0.0},
+        **sections,
     )  # fmt: skip
 
 
@@ -94,7 +95,8 @@ def poisoned(head: Head, folder: Path, texts: list[str], clean: Result) -> tuple
     victim = max(documents)[1]
     changed = list(texts)
     changed[int(victim.removeprefix("doc-"))] = garbage()
-    return config(folder / "poisoned", write(folder / "poisoned" / "corpus", changed)), victim
+    tokenizer = {"uri": str(run_of(clean) / "data" / "tokenizer.model")}  # so that losses can be compared
+    return config(folder / "poisoned", write(folder / "poisoned" / "corpus", changed), tokenizer=tokenizer), victim
 
 
 def run_of(result: Result) -> Path:
