@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import sysconfig
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.faults.test_kill import train_workers
 STEPS, SAVED, POISONED = 90, 20, 50
 CHARACTERS = 700
 PART = 100  # documents in a shard
+A_QUARTER = 2048 // 4  # tokens of a step
 
 
 def pieces(count: int) -> list[str]:
@@ -152,8 +155,11 @@ def test_poison_is_left_out_and_named_and_a_kill_in_the_middle_changes_nothing(
     named = [one for file in (run / "healing/documents").iterdir() for one in json.loads(file.read_text())]
     assert victim in {one["document"] for one in named} and {one["step"] for one in named} == out
     traced = pipeline("trace", str(run), "--document", victim, env=head.env).out
-    trained = {int(part.split()[0].rstrip(",")) for part in traced.split("in step ")[1:]}
-    assert trained == out, "the steps that hold it, and no others"
+    held: Counter[int] = Counter()
+    for step, tokens in re.findall(r"in step (\d+),.*?\((\d+) tokens", traced):
+        held[int(step)] += int(tokens)
+    assert out <= set(held), "no step is left out that holds none of it"
+    assert {step for step, tokens in held.items() if tokens > A_QUARTER} <= out
     assert "warning: step" in healed.out and victim in healed.out and "left out" in healed.out
     assert healed.summary["val_loss"] == pytest.approx(clean.summary["val_loss"], rel=0.02)
     assert stability_metrics(healed) == {"stability/loss_spike"}
