@@ -26,7 +26,7 @@ from tests.faults.test_kill import train_workers
 STEPS, SAVED, POISONED = 90, 20, 50
 CHARACTERS = 700
 PART = 100  # documents in a shard
-A_QUARTER = 2048 // 4  # tokens of a step
+A_QUARTER = 2048 // 4  # of a step's tokens
 
 
 def pieces(count: int) -> list[str]:
@@ -49,9 +49,12 @@ def write(folder: Path, texts: list[str]) -> Path:
     return folder
 
 
-def garbage() -> str:
-    """About a pack window of bytes that are tokens of their own, and nothing in it can be learned."""
-    return "".join(chr(random.Random(7 * n).randrange(0x4E00, 0x9FFF)) for n in range(CHARACTERS))
+def garbage(text: str) -> str:
+    """Bytes that are tokens of their own, of which nothing can be learned; its JSON is as long as that of the text, so
+    that chunks, order and held-out documents stay as they are."""
+    size = len(json.dumps(text, ensure_ascii=False).encode()) - len('""')
+    characters = [chr(random.Random(7 * n).randrange(0x4E00, 0x9FFF)) for n in range(size // 3)]
+    return "".join(characters) + "x" * (size % 3)
 
 
 def config(folder: Path, corpus: Path, **sections: Any) -> Path:
@@ -97,7 +100,8 @@ def poisoned(head: Head, folder: Path, texts: list[str], clean: Result) -> tuple
     documents = [(int(row.split()[3]), row.split()[-1]) for row in rows if "doc-" in row]
     victim = max(documents)[1]
     changed = list(texts)
-    changed[int(victim.removeprefix("doc-"))] = garbage()
+    number = int(victim.removeprefix("doc-"))
+    changed[number] = garbage(texts[number])
     tokenizer = {"uri": str(run_of(clean) / "data" / "tokenizer.model")}  # so that losses can be compared
     return config(folder / "poisoned", write(folder / "poisoned" / "corpus", changed), tokenizer=tokenizer), victim
 
