@@ -72,6 +72,7 @@ class Culprits:
         if not end:  # nothing is left out
             first, end = event["step"], event["step"] + 1
         documents = documents_of(self.data, self.curriculum, range(first, end), self.per_step)
+        documents.sort(key=lambda one: -one["tokens"])
         path = path_of(event["number"])
         self.run.write(path, json.dumps(documents, indent=1).encode())
         told = {"number": event["number"], "step": event["step"], "first_step": first, "end_step": end}

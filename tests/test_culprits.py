@@ -81,6 +81,7 @@ def test_the_steps_that_are_left_out_are_named_and_kept(
     (event,) = told
     kept = json.loads((tmp_path / path_of(0)).read_text())
     assert (event["kind"], event["first_step"], event["end_step"], event["count"]) == ("culprits", 6, 8, 12)
+    assert [one["tokens"] for one in kept] == [20] * 4 + [10] * 8, "those with the most tokens come first"
     assert event["documents"] == kept and {one["step"] for one in kept} == {6, 7}
     assert event["where"].endswith(path_of(0))
 
