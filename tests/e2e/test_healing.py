@@ -70,6 +70,7 @@ def config(folder: Path, corpus: Path, **sections: Any) -> Path:
         },
         train={
             "steps": STEPS, "global_batch_tokens": 2048, "exact": True, "schedule": "linear", "min_lr_ratio": 0.0,
+            "keep_checkpoints": 9,
             **{f"{what}_every_steps": steps for what, steps in every.items()},
         },
         stability={"window_steps": 24, "min_steps": 12, "loss_sigmas": 6.0, "grad_norm_sigmas": 0.0},
