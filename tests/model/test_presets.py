@@ -117,7 +117,7 @@ def test_fields_that_do_not_go_with_a_preset_are_refused():
 def test_a_preset_that_tensor_parallel_does_not_divide_is_refused():
     config = Config(
         data=DataConfig(sources=(SourceConfig(name="a", uris=("/a",)),), seq_len=1024),
-        model=ModelConfig(preset="gpt2-small"),
+        model=ModelConfig(preset="gpt2"),
         train=TrainConfig(steps=1, tensor_parallel=8, num_workers=8),
     )
     with pytest.raises(ConfigError, match=r"train.tensor_parallel=8 .*model.heads=12"):
