@@ -166,10 +166,11 @@ def train_segment(session: Session, segment: Segment, outcome: Outcome, console:
         while thread.is_alive() and not outcome.of("fatal") and not stop.overdue():
             thread.join(POLL_S)
             _follow(session, outcome, console)
+    failed = list(failure)  # by itself: ending the trainer is no failure of the run
     if thread.is_alive():
         end_trainer(session.recorder, thread)
     _follow(session, outcome, console)
-    _judge(session, outcome, before, failure)
+    _judge(session, outcome, before, failed)
 
 
 def end_trainer(recorder: Any, thread: threading.Thread) -> None:

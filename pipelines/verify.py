@@ -28,8 +28,9 @@ from pretrainer.train.auditlog import Line, Verdict, compare_digest, examine, re
 from pretrainer.train.batch import block_digest, step_digest, to_tensor
 from pretrainer.train.checkpoint import STATE_FILE
 from pretrainer.train.committed import committed_checkpoint
-from pretrainer.train.healing import Heal, read_heals
+from pretrainer.train.healing import read_heals
 from pretrainer.train.objective import how_of, lesson
+from pretrainer.train.policies import Heal
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,7 +106,8 @@ def table(run: Store, verdict: Verdict, steps: int) -> list[str]:
         )
         for r in verdict.restarts
     ]
-    rows += [("not applied", f"step {line.step}: {line.reason}") for line in verdict.lines if not line.applied]
+    left_out = [line for line in verdict.lines if not line.applied]
+    rows += [("not applied", f"step {line.step}: {line.reason or 'not finite'}") for line in left_out]
     rows += [("order digest", verdict.lines[steps - 1].order_digest if 0 < steps <= len(verdict.lines) else "-")]
     return [f"  {name:<14}{value}" for name, value in rows]
 

@@ -16,7 +16,8 @@ import pytest
 from pipelines import culprits as module
 from pipelines.culprits import TOLD, Culprits, documents_of, path_of
 from pretrainer.storage import Store
-from pretrainer.train.healing import Heal, heal_path
+from pretrainer.train.healing import heal_path
+from pretrainer.train.policies import Heal
 
 PATIENCE_S = 30.0
 

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from pipelines.session import Outcome, Session, _judge
+from pipelines import session as module
+from pipelines.session import Outcome, Session, _judge, train_segment
 from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
 
 FATAL = {"kind": "fatal", "message": "chunk 3 came where 2 was expected", "exit_code": 5}
@@ -37,6 +41,9 @@ CASES = [
     ([FATAL], [RuntimeError("wrapped")], ("failed", 5), "chunk 3 came where 2 was expected"),
     ([finish("stopped", 2), finish("completed", 9)], [], ("completed", 0), ""),
     ([], [], ("stopped", 1), "stopped before the workers could save"),
+    ([{"kind": "damaged"}], [], ("damaged", 1), ""),
+    ([{"kind": "rewind"}], [], ("segment", 1), ""),
+    ([{"kind": "rewind"}, FATAL], [], ("failed", 5), "chunk 3 came where 2 was expected"),
 ]
 
 
@@ -54,3 +61,34 @@ def test_a_segment_is_judged_by_its_own_end() -> None:
     assert judged([finish("segment")], []).status == "segment"
     outcome = judged([finish("segment")], [], before=1)
     assert outcome.status == "stopped" and "stopped before the workers could save" in outcome.message
+
+
+class Endless:
+    """A trainer that ends only when its controller is killed, and then with an error of Ray's."""
+
+    def __init__(self) -> None:
+        self.killed = threading.Event()
+
+    def fit(self) -> None:
+        assert self.killed.wait(30)
+        raise RuntimeError("the controller died")
+
+
+@pytest.mark.parametrize(("events", "expected"), [([], ("stopped", 1)), ([FATAL], ("failed", 5))])
+def test_a_trainer_that_would_go_on_is_ended_and_that_is_no_failure_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]], expected: tuple[str, int]
+) -> None:
+    """Too long after a stop signal, or after an error that no restart can mend."""
+    trainer = Endless()
+    monkeypatch.setattr(module, "make_trainer", lambda *_: trainer)
+    monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda value: value, kill=lambda actor: actor.killed.set()))
+    for name in ("worker_spec", "_stream", "uses_gpu", "data_cpus"):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(module, "stop_signals", lambda _: nullcontext(SimpleNamespace(overdue=lambda: not events)))
+    monkeypatch.setattr(module, "_follow", lambda _session, outcome, _console: outcome.events.extend(events))
+    recorder = SimpleNamespace(controller=SimpleNamespace(remote=lambda: trainer))
+    session: Any = SimpleNamespace(recorder=recorder, run=None, cluster=None, config=SimpleNamespace(data=None))
+    outcome = Outcome()
+    train_segment(session, cast(Any, None), outcome, cast(Any, None))
+    assert (outcome.status, outcome.exit_code) == expected
+    assert trainer.killed.is_set() and not any(thread.name == "trainer" for thread in threading.enumerate())

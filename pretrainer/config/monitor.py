@@ -12,7 +12,7 @@ class MonitorConfig:
     every_steps: int = 100
     """Steps between two close looks: norms by layer of gradient, parameters and update, activations, gradient noise
     scale; 0 takes none."""
-    noise_slot_blocks: int = 2
+    noise_slot_blocks: int = 1
     """Slot blocks of which a close look computes the gradient alone, for the gradient noise scale; 0 leaves it out."""
 
     def __post_init__(self) -> None:

@@ -134,8 +134,8 @@ def audit_lines(
                 "order_digest": order_digest,
                 "tokens": spec.config.train.global_batch_tokens,
                 "targets": sum(b.targets for b in blocks),
-                "loss": _or_null(blocks[0].loss),
-                "grad_norm": _or_null(blocks[0].grad_norm),
+                "loss": or_null(blocks[0].loss),
+                "grad_norm": or_null(blocks[0].grad_norm),
                 "world_size": world,
                 "attempt": attempt,
                 "applied": not reasons,
@@ -146,7 +146,8 @@ def audit_lines(
     return lines
 
 
-def _or_null(value: float) -> float | None:
+def or_null(value: float) -> float | None:
+    """For JSON, which has no number for what is not finite."""
     return value if math.isfinite(value) else None
 
 

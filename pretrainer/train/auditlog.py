@@ -91,11 +91,6 @@ class Verdict:
     restarts: list[Restart] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    @property
-    def unapplied(self) -> list[int]:
-        """Steps whose loss or gradient was not finite, so that the weights were left as they were."""
-        return [line.step for line in self.lines if not line.applied]
-
     def world_sizes(self) -> list[tuple[int, int, int]]:
         """(first step, last step, world size) of each stretch."""
         stretches = []

@@ -109,8 +109,8 @@ def _without(run: Store, names: set[str]) -> tuple[bytes, int]:
     kept = [(result, index) for result, index in listed if result["checkpoint_dir_name"] not in names]
     if not kept:
         raise DamagedError(
-            f"{run.uri}/{CHECKPOINTS}/{min(names)} is damaged and there is no older checkpoint: give the run another "
-            "run.name to begin again"
+            f"{run.uri}/{CHECKPOINTS}/{min(names)} cannot be used, and there is no older checkpoint: give the run "
+            "another run.name to begin again"
         )
     newest = max((result for result, _index in kept), key=lambda result: _folder_and_step(run, snapshot, result)[1])
     pending = [result for result in snapshot["pending_training_results"] if result["checkpoint_dir_name"] not in names]

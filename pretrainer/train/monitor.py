@@ -10,6 +10,7 @@ averaged over several looks before they are divided, as the paper does.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import resource
@@ -38,6 +39,8 @@ from pretrainer.train.step import (
     sum_over_ranks,
     token_group,
 )
+
+log = logging.getLogger(__name__)
 
 AVERAGED_LOOKS = 20
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -187,8 +190,8 @@ class Monitor:
 
 
 def memory_use(device: torch.device) -> dict[str, float]:
-    """Peak bytes since the last call on a GPU (with its utilisation in percent, where NVML can be asked), and of this
-    process on the host."""
+    """Peak bytes of this process on the host; on a GPU those since the last call, and its utilisation (0 to 1) where
+    NVML says it."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type != "cuda":
         return {"host_peak_bytes": peak}
@@ -200,7 +203,8 @@ def memory_use(device: torch.device) -> dict[str, float]:
 def _utilization(device: torch.device) -> dict[str, float]:
     try:
         return {"device_utilization": torch.cuda.utilization(device) / 100}
-    except (ImportError, RuntimeError):  # pynvml is not there, or the driver does not say
+    except Exception as error:  # pynvml has errors of its own, and a number for a chart must not end a run
+        log.debug("the GPU's utilisation is not known: %r", error)
         return {}
 
 

@@ -14,9 +14,9 @@ from ray.util.metrics import Gauge
 from pretrainer.model.flops import flops_per_token, model_flops_utilization
 from pretrainer.train.evaluate import Evaluation
 from pretrainer.train.experts import expert_load
-from pretrainer.train.healing import Heal
 from pretrainer.train.monitor import Monitor, Noise, memory_use
 from pretrainer.train.phases import Phases
+from pretrainer.train.policies import Heal
 from pretrainer.train.saving import Saved
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import StepResult

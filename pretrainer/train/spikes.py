@@ -49,10 +49,9 @@ def plain_verdict(loss: Tensor, norm: Tensor) -> Verdict:
 class Detector:
     """The window of applied steps, on the device; `state` goes into checkpoints."""
 
-    def __init__(self, config: StabilityConfig, device: torch.device | str, vetoes: bool | None = None) -> None:
-        """vetoes: a step with a spike is not applied; by default as config.on_spike says."""
+    def __init__(self, config: StabilityConfig, device: torch.device | str) -> None:
         self.config = config
-        self.vetoes = config.on_spike == "skip" if vetoes is None else vetoes
+        self.vetoes = config.on_spike == "skip"  # a spike is not applied; may be set for each step
         self.window = torch.full((2, config.window_steps), math.inf, dtype=torch.float64, device=device)
         self.count = torch.zeros((), dtype=torch.int64, device=device)  # of applied steps ever
         sigmas = [s if s > 0 else math.inf for s in (config.loss_sigmas, config.grad_norm_sigmas)]

@@ -56,13 +56,14 @@ from pretrainer.model.presets import parameter_count
 from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.schema import Batch, Specials, from_ipc
 from pretrainer.storage import Store
-from pretrainer.train.batch import micro_batches, to_tensor, valid_targets
+from pretrainer.train.batch import valid_targets
 from pretrainer.train.checkpoint import load_full_state_dict
 from pretrainer.train.memory import keep_freed_memory
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_model
 from pretrainer.train.schedule import learning_rate
-from pretrainer.train.step import MicroBatch, train_step
+from pretrainer.train.step import train_step
+from pretrainer.train.stepper import prepare
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "configs" / "characters.yaml"
@@ -256,18 +257,6 @@ def slot_blocks(config: Config, split: Split, tokenizer: Tokenizer) -> Iterator[
             yield Batch.from_row(row, data.seq_len)
 
 
-def prepared(config: Config, batch: Batch, step: int) -> list[MicroBatch]:
-    return micro_batches(
-        to_tensor(batch),
-        batch,
-        sequences=config.train.micro_batch_sequences or config.data.slot_sequences,
-        document_mask=config.model.document_mask,
-        run_seed=config.run.seed,
-        step=step,
-        slot_block=step,
-    )
-
-
 def run_ours(config: Config, split: Split, steps: int) -> Result:
     """The trainer's model, optimizer, schedule and step on the trainer's rows, in this process."""
     assert config.slot_blocks_per_step == 1 and config.train.global_batch_tokens == BLOCK * BATCH
@@ -279,7 +268,8 @@ def run_ours(config: Config, split: Split, steps: int) -> Result:
     started = time.perf_counter()
     for step in range(steps):
         batch = next(blocks)
-        micro, rate = prepared(config, batch, step), learning_rate(config.train, step, steps)
+        micro = prepare(config, None, CPU, None, step, step, batch).micro_batches
+        rate = learning_rate(config.train, step, steps)
         train_step(model, optimizer, micro, 0, valid_targets(batch), rate, config.train.clip_norm)
     train_s = time.perf_counter() - started
     count = parameter_count(config.model, tokenizer.vocab_size)

@@ -15,12 +15,14 @@ from pretrainer.train.committed import (
     asked_step,
     committed_checkpoint,
     committed_checkpoints,
+    damaged,
     drop_damaged,
     drop_missing,
     folder_name,
     keep_snapshot,
     mend_snapshot,
     remove_uncommitted,
+    rewind,
 )
 
 
@@ -131,6 +133,14 @@ def test_the_checkpoint_before_a_damaged_one_counts_and_the_damaged_one_is_kept(
 def test_a_damaged_checkpoint_that_is_not_the_newest_leaves_the_newest(run: Store) -> None:
     assert drop_damaged(run, folder_name(10, 0)) == 20
     assert committed_checkpoints(run) == {20: f"checkpoints/{folder_name(20, 1)}"}
+
+
+def test_a_rewind_takes_what_is_behind_it_off_the_list_and_the_next_attempt_deletes_it(run: Store) -> None:
+    assert rewind(run, 15) == 10 and committed_checkpoint(run) == (f"checkpoints/{folder_name(10, 0)}", 10)
+    assert rewind(run, 15) == 10, "again, after a crash"
+    assert remove_uncommitted(run, attempt=2) == [folder_name(20, 1)] and damaged(run) == []
+    with pytest.raises(DamagedError):
+        rewind(run, 5)
 
 
 def test_the_last_checkpoint_is_not_dropped(run: Store) -> None:

@@ -83,6 +83,17 @@ def test_steps_trained_again_are_lost_work_and_new_ones_useful() -> None:
     assert goodput.trained_step == 16
 
 
+def test_what_a_rollback_takes_back_is_trained_again_as_lost_work() -> None:
+    healing = {**event("healing", 41.0, 0, step=1.0), "to_step": 4}
+    told = {"kind": "healing", "at_s": 41.5, "to_step": -1}  # by the driver, of a group that was killed: no time of it
+    again = event("steps", 48.0, 11, step=7.0), event("steps", 50.0, 13, step=2.0)
+    goodput = fold(0.0, [*UNDISTURBED[:4], healing, told, *again])
+    before = fold(0.0, UNDISTURBED[:4]).worker_s
+    assert goodput.worker_s["lost_work"] == 2 * 7.0 and goodput.worker_s["useful"] == before["useful"] + 2 * 2.0
+    rewound = fold(0.0, [*UNDISTURBED[:4], {"kind": "rewind", "at_s": 41.0}, start(60.0, 4)])
+    assert rewound.worker_s["recovery"] == 2 * 20.0
+
+
 def test_time_of_a_stall_is_recovery_and_not_lost_work() -> None:
     goodput = fold(10.0, [*UNDISTURBED, failure(80.0, "stall"), failure(81.0), start(90.0, 11)])
     assert by_worker(goodput)["recovery"] == pytest.approx(40.0) and "lost_work" not in by_worker(goodput)

@@ -20,17 +20,10 @@ from pretrainer.model.transformer import Transformer
 from pretrainer.storage import Store
 from pretrainer.train.audit import object_name
 from pretrainer.train.committed import CHECKPOINTS, SNAPSHOT
-from pretrainer.train.healing import (
-    POLICIES,
-    Heal,
-    Healer,
-    Situation,
-    logged_until,
-    pending_restart,
-    read_heals,
-)
+from pretrainer.train.healing import Healer, logged_until, pending_restart, read_heals
 from pretrainer.train.kept_blocks import KeptBlocks
 from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.policies import POLICIES, Heal, Situation
 from pretrainer.train.readback import StepResult
 from pretrainer.train.spec import TrainState
 from tests.model.fill import fill

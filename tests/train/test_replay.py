@@ -20,9 +20,10 @@ from pretrainer.schema import Batch
 from pretrainer.storage import Store
 from pretrainer.train.auditlog import Line
 from pretrainer.train.checkpoint import save_sharded
-from pretrainer.train.healing import Heal, Healer
+from pretrainer.train.healing import Healer
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.parallel import build_model
+from pretrainer.train.policies import Heal
 from pretrainer.train.readback import StepResult
 from pretrainer.train.replay import Compared, alone, close, on_one_worker, replay, tolerances
 from pretrainer.train.schedule import learning_rate
