@@ -19,7 +19,7 @@ class StabilityConfig:
     loss_sigmas: float = 6.0
     """A loss so many robust standard deviations above the window's median is a spike; 0 looks for none."""
     grad_norm_sigmas: float = 6.0
-    """A global gradient norm so far above the window's median is a spike; 0 looks for none."""
+    """A global gradient norm whose logarithm is so far above the window's median is a spike; 0 looks for none."""
     on_spike: Policy = "report"
     """report tells it; skip leaves the step out; rollback goes back to the last checkpoint and leaves the guilty steps
     out; cut_lr and tighten_clip go on with less; restart goes back a checkpoint further with a lower learning rate."""

@@ -2,9 +2,10 @@
 
 Usual is what the last applied steps had: their median, and 1.4826 times the median distance from it, which is the
 standard deviation of a normal distribution and hardly moves when single values are wild (Huber 1981). A value more than
-`sigmas` of these above the median is a spike. OLMo's skip-step optimizer (arXiv:2501.00656, 3.3) does the same with
-mean and standard deviation over 128 steps, which one spike widens. What is judged is reduced over all ranks before, so
-all of them judge alike.
+`sigmas` of these above the median is a spike. Gradient norms are judged by their logarithm: they vary by factors, and
+twice the usual one is nothing. OLMo's skip-step optimizer (arXiv:2501.00656, 3.3) does the same with mean and standard
+deviation over 128 steps, which one spike widens. What is judged is reduced over all ranks before, so all of them judge
+alike.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ REASONS = ("", "not_finite", "loss_spike", "grad_norm_spike", "overflow")
 NOT_FINITE, LOSS_SPIKE, GRAD_NORM_SPIKE, OVERFLOW = range(1, 5)
 
 NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
-LEAST_SPREAD = (0.01, 0.1)  # of the median of loss and norm: a window that hardly varies makes no spike of rounding
+# A window that hardly varies makes no spike of rounding.
+LEAST_LOSS_SPREAD = 0.01  # of the median
+LEAST_NORM_SPREAD = 0.1  # of the logarithm
+LEAST_NORM = 1e-30  # has a logarithm
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,6 @@ class Detector:
         self.count = torch.zeros((), dtype=torch.int64, device=device)  # of applied steps ever
         sigmas = [s if s > 0 else math.inf for s in (config.loss_sigmas, config.grad_norm_sigmas)]
         self.sigmas = torch.tensor(sigmas, dtype=torch.float64, device=device)
-        self.least = torch.tensor(LEAST_SPREAD, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def judge(self, loss: Tensor, norm: Tensor) -> Verdict:
@@ -76,9 +79,12 @@ class Detector:
     def _bounds(self) -> Tensor:
         """[2] float64: loss and norm above these are spikes; in an empty window any number."""
         known = self.count.clamp(1, self.config.window_steps)
-        median = self._median(self.window, known)
-        spread = NORMAL * self._median((self.window - median[:, None]).abs().nan_to_num(math.inf), known)
-        return median + self.sigmas * torch.maximum(spread, self.least * median.abs())
+        window = torch.stack([self.window[0], self.window[1].clamp(min=LEAST_NORM).log()])
+        median = self._median(window, known)
+        spread = NORMAL * self._median((window - median[:, None]).abs().nan_to_num(math.inf), known)
+        least = torch.stack([LEAST_LOSS_SPREAD * median[0].abs(), torch.full_like(median[1], LEAST_NORM_SPREAD)])
+        loss, log_norm = median + self.sigmas * torch.maximum(spread, least)
+        return torch.stack([loss, log_norm.exp()])
 
     @staticmethod
     def _median(values: Tensor, known: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pretrainer.model.transformer import Transformer
 from pretrainer.train.exact import BlockSum, exact_train_step
 from pretrainer.train.optimizer import build_optimizer
 from pretrainer.train.scaling import LossScale
-from pretrainer.train.spikes import LEAST_SPREAD, NORMAL, REASONS, Detector
+from pretrainer.train.spikes import NORMAL, REASONS, Detector
 from pretrainer.train.step import train_step
 from tests.model.fill import fill
 from tests.train.samples import MODEL, TRAIN, VOCAB, pieces
@@ -42,16 +42,31 @@ def fed(config: StabilityConfig = SMALL, steps: int = 8) -> Detector:
 def bound(values: list[float], sigmas: float, least: float) -> float:
     """The rule, written down again without torch."""
     middle = median_low(values)
-    spread = NORMAL * median_low(sorted(abs(value - middle) for value in values))
-    return middle + sigmas * max(spread, least * abs(middle))
+    spread = NORMAL * median_low([abs(value - middle) for value in values])
+    return middle + sigmas * max(spread, least)
 
 
 @pytest.mark.parametrize("steps", [4, 5, 7, 8, 9, 30])
 def test_bounds_are_those_of_the_rule(steps: int) -> None:
     _applied, _reason, loss, norm = judge(fed(steps=steps), 3.0, 1.0)
     losses, norms = zip(*USUAL[max(0, steps - 8) : steps], strict=True)
-    assert loss == pytest.approx(bound(list(losses), 6, LEAST_SPREAD[0]), rel=1e-12)
-    assert norm == pytest.approx(bound(list(norms), 6, LEAST_SPREAD[1]), rel=1e-12)
+    assert loss == pytest.approx(bound(list(losses), 6, 0.01 * median_low(losses)), rel=1e-12)
+    assert norm == pytest.approx(math.exp(bound([math.log(n) for n in norms], 6, 0.1)), rel=1e-12)
+
+
+def test_norms_that_vary_by_factors_are_no_spikes_and_a_jump_is() -> None:
+    """As the quickstart's: half of them between 0.45 and 0.75, one in fifty twice the usual."""
+    rng = np.random.default_rng(0)
+    detector = Detector(StabilityConfig(), "cpu")
+    norms = 0.55 * np.exp(0.3 * rng.standard_normal(700))
+    assert max(norms) > 1.2 and all(judge(detector, 3.0, norm)[1] == "" for norm in norms)
+    assert judge(detector, 3.0, 6.0)[1] == "grad_norm_spike"
+
+
+def test_a_gradient_of_zero_is_a_number_like_another() -> None:
+    detector = Detector(SMALL, "cpu")
+    assert [judge(detector, 3.0, 0.0)[1] for _ in range(6)] == [""] * 6
+    assert judge(detector, 3.0, 1.0)[1] == "grad_norm_spike"
 
 
 def test_nothing_is_a_spike_before_enough_is_known() -> None:
