@@ -29,6 +29,12 @@ hypothesis.settings.load_profile("no clock")
 USES_RAY = {"e2e", "faults", "test_lookahead.py", "test_ray_contract.py"}
 
 
+@pytest.fixture(autouse=True)
+def no_test_draws_from_the_one_before() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head node of this session's own, without authentication, with a dashboard and job server."""
