@@ -14,27 +14,26 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from pipelines.cli import run_main
+from pipelines.evaluating import open_warning, unprotected
 from pipelines.export import checkpoint_folder, download, run_config
 from pipelines.generate import load_model
-from pretrainer.config import Config, EvaluationConfig, RunConfig, TaskConfig
+from pipelines.suite import context_of, held_out_tasks
+from pretrainer.config import EvaluationConfig, RunConfig
 from pretrainer.config_load import parse_evaluation
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import UserError
 from pretrainer.evaluation.evaluate import evaluate_tasks
-from pretrainer.evaluation.kinds import KINDS
 from pretrainer.evaluation.report import Point, as_plain, render, table
-from pretrainer.evaluation.tasks import Task, make_task, read_task
+from pretrainer.evaluation.tasks import Task, read_task
 from pretrainer.model.hf import from_hf
 from pretrainer.model.transformer import Transformer
-from pretrainer.schema import from_ipc
 from pretrainer.storage import Store, resolve_run
 from pretrainer.train.committed import committed_checkpoints
 from pretrainer.train.copies import BEST, Place, find_copies
@@ -116,25 +115,12 @@ def open_run(run: Store, options: argparse.Namespace) -> Subject:
     models: dict[int | None, Callable[[], Transformer]] = {
         step: partial(load_model, config, run, folder, tokenizer.vocab_size) for step, folder in folders.items()
     }
-    # What the exported folder says of its context, so that the harness cuts there as well.
-    learned = config.model.context if config.model.positions == "learned" else None
     tasks = [read_task(task) for task in wanted.tasks] + held_out_tasks(run)
     open_files = ", ".join(unprotected(config, wanted.tasks))
-    warning = f"warning: {open_files} were not kept out of the training text (data.decontamination.benchmarks)"
     return Subject(
-        run.uri, tokenizer, learned or config.data.seq_len, tasks, models, wanted.batch_tokens,
-        run.child("evaluation"), warning if open_files else None,
+        run.uri, tokenizer, context_of(config), tasks, models, wanted.batch_tokens,
+        run.child("evaluation"), open_warning(open_files) if open_files else None,
     )  # fmt: skip
-
-
-def unprotected(config: Config, tasks: Sequence[TaskConfig]) -> list[str]:
-    """Names of tasks whose file is in no entry of the run's data.decontamination.benchmarks."""
-
-    def covers(entry: str, uri: str) -> bool:
-        return fnmatch(uri, entry) or uri.startswith(entry.rstrip("/") + "/")
-
-    entries = config.data.decontamination.benchmarks
-    return [task.name for task in tasks if not any(covers(entry, task.uri) for entry in entries)]
 
 
 def choose_checkpoints(run: Store, wanted: str) -> dict[int, str]:
@@ -154,22 +140,6 @@ def choose_checkpoints(run: Store, wanted: str) -> dict[int, str]:
         return {step: checkpoint_folder(run, step) for step in sorted(map(int, wanted.split(",")))}
     except ValueError:
         raise UserError(f"--checkpoints {wanted!r} is not possible: use newest, best, all or steps: 200,400") from None
-
-
-def held_out_tasks(run: Store) -> list[Task]:
-    """The run's held-out documents of each source that its own validation uses, as texts."""
-    data = run.child("data")
-    if not data.exists("held_out/summary.json"):
-        return []
-    summary = json.loads(data.read("held_out/summary.json"))
-    return [_held_out_task(data, source, about["documents"]) for source, about in summary.items()]
-
-
-def _held_out_task(data: Store, source: str, documents: int) -> Task:
-    path = f"held_out/{source}.documents.arrow"
-    config = TaskConfig(name=f"held-out {source}", uri=data.child(path).uri, kind="text", max_documents=documents)
-    texts = from_ipc(data.read(path)).column("text").to_pylist()
-    return make_task(config, [KINDS["text"].read({"text": text}, config) for text in texts])
 
 
 # ------------------------------------------------------------------------------------------ a Hugging Face folder

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.cli import Cluster, cluster, running_cluster
+from pipelines.evaluating import check_evaluation, evaluation_rows
 from pretrainer.config import Config, DataConfig
 from pretrainer.data.curation import check_curation
 from pretrainer.data.dedup.memory import bytes_per_document, refuse_if_too_large
@@ -70,6 +71,7 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
         _check_exact(config, cluster)
         _check_memory(config, cluster)
         _check_length(config, manifest)
+        check_evaluation(config, cluster, uses_gpu(config, cluster))
     return manifest
 
 
@@ -149,6 +151,7 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
         *_model_rows(config, vocab_size),
         *_training_rows(config, cluster, vocab_size),
         *_cluster_rows(config, cluster),
+        *evaluation_rows(config, cluster, uses_gpu(config, cluster)),
         *_index_rows(config.data),
         *_source_rows(config.data, manifest),
     ]

@@ -91,11 +91,14 @@ def already_complete(run: Store, config: Config) -> int | None:
         summary = json.loads(run.read("summary.json"))
     except FileNotFoundError:
         return None
-    if summary["status"] != "completed" or summary["steps"] < config.total_steps:
+    early = summary.get("early_stop")
+    same_rule = early and early["stop_after_validations"] == config.evaluation.stop_after_validations
+    if summary["status"] != "completed" or (summary["steps"] < config.total_steps and not same_rule):
         return None
     print(
         f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']}. "
-        f"Raise train.steps to go on, or give another run.name to begin again"
+        f"Raise {'evaluation.stop_after_validations' if same_rule else 'train.steps'} to go on, or give another "
+        "run.name to begin again"
     )
     return 0
 

@@ -120,6 +120,15 @@ class Console:
                 f"ln(vocabulary) is {math.log(data.vocab_size):.3f}"
             )
 
+    def _evaluation(self, event: dict[str, Any], data: Frozen) -> None:
+        waited = f"training waited {event['seconds']:.1f} s" if event["by"] == "workers" else "beside the training"
+        self.say(f"{self._clock()} evaluation of step {event['step']:,} ({event['cadence']}; {waited}):")
+        for name, task in event["tasks"].items():
+            self.say(f"    {name:<28}{shown_metrics(task)}")
+
+    def _evaluation_failed(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(f"{self._clock()} warning: {event['message']}")
+
     def _sample(self, event: dict[str, Any], data: Frozen) -> None:
         text = decode(data, event["ids"])
         self.say(f"{self._clock()} sample at step {event['step']:,} (a held-out document's beginning, continued):")
@@ -176,6 +185,17 @@ class Console:
 
     def _clock(self) -> str:
         return f"[{_duration(time.time() - self.started_s)}]"
+
+
+def shown_metrics(task: dict[str, Any]) -> str:
+    """A task's metrics as evaluation.json has them, those that a line has room for."""
+    guess = "" if task["guess"] is None else f" (a blind guess {task['guess']:.3f})"
+    values = [f"{name} {one['value']:.4g}{_error(one)}" for name, one in task["metrics"].items() if "word" not in name]
+    return ", ".join(values) + guess
+
+
+def _error(metric: dict[str, Any]) -> str:
+    return "" if metric["stderr"] is None else f" ± {metric['stderr']:.2g}"
 
 
 def batch_advice(ratio: float) -> str:

@@ -15,8 +15,9 @@ import ray
 
 from pipelines.export import export_checkpoint
 from pipelines.packing_report import packing_counts, packing_lines
-from pipelines.progress import Console, decode, goodput_lines
+from pipelines.progress import Console, decode, goodput_lines, shown_metrics
 from pipelines.session import Outcome, Session
+from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
 from pretrainer.data.curriculum import realised_shares
 from pretrainer.data.ledger.ledger import ChunkRecord
@@ -28,7 +29,9 @@ from pretrainer.model.hf import why_no_export
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store
 from pretrainer.train.committed import committed_checkpoint
+from pretrainer.train.copies import BEST, Place
 from pretrainer.train.healing import read_heals
+from pretrainer.train.selection import read_points
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def finish(session: Session, outcome: Outcome, console: Console) -> int:
     ended = committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped")
     no_export = why_no_export(session.config.model)
     if committed is not None and ended and no_export is None:
-        exported = export(session, committed[0])
+        exported = export(session, to_export(session, committed, console))
     elif ended:
         console.say(f"not exported, the checkpoints have the model: {no_export}")
     summary = summarise(session, outcome, committed, exported)
@@ -57,6 +60,19 @@ def finish(session: Session, outcome: Outcome, console: Console) -> int:
     if outcome.message:
         print(f"\nerror: {outcome.message}", file=sys.stderr if outcome.exit_code else sys.stdout, flush=True)
     return outcome.exit_code
+
+
+def to_export(session: Session, committed: tuple[str, int], console: Console) -> str:
+    """Folder of the checkpoint that train.export asks for."""
+    if session.config.train.export == "newest":
+        return committed[0]
+    session.supervisor.drain()
+    best = Place(BEST, session.run.child(BEST)).copies()
+    if not best:
+        console.say("warning: there is no best checkpoint (train.keep_best), so the newest is exported")
+        return committed[0]
+    console.say(f"the best checkpoint is exported, that of step {max(best):,} ({session.config.evaluation.best_by})")
+    return f"{BEST}/{best[max(best)]}"
 
 
 def export(session: Session, checkpoint: str) -> str:
@@ -147,6 +163,24 @@ def summarise(
         "checkpoints": {"saved": len(saved), **saving_s},
         "checkpoint": session.run.child(committed[0]).uri if committed else None,
         "export": exported,
+        "early_stop": early_stop(outcome, config),
+        "evaluation": newest_scores(session.run),
+    }
+
+
+def early_stop(outcome: Outcome, config: Config) -> dict[str, Any] | None:
+    """By which rule the run ended before its last step; None where it did not."""
+    finished = outcome.of("finish")
+    if not finished or not finished[-1]["early"]:
+        return None
+    rule = {name: getattr(config.evaluation, name) for name in ("stop_after_validations", "min_improvement")}
+    return {"step": finished[-1]["step"], **rule}
+
+
+def newest_scores(run: Store) -> dict[str, Any]:
+    """Task -> its last result while training, with the step."""
+    return {
+        name: {"step": point["step"], **result} for point in read_points(run) for name, result in point["tasks"].items()
     }
 
 
@@ -219,13 +253,18 @@ def document_table(by_source: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def early_line(early: dict[str, Any]) -> str:
+    count = early["stop_after_validations"]
+    return f"after step {early['step']:,}: {count} validations in a row were no better"
+
+
 def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
     """The last table on the terminal."""
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    can_generate = session.config.model.causal
+    can_generate, scores = session.config.model.causal, summary["evaluation"]
     rows = [
         ("status", summary["status"]),
         ("steps, tokens", f"{summary['steps']:,}, {summary['tokens']:,}"),
@@ -252,6 +291,8 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
             "{saved:,} saved, training waited {blocking_s:.1f} s of {total_s:.1f} s".format(**summary["checkpoints"]),
         ),
         *([("instabilities", instabilities(summary))] if summary["instabilities"] or summary["warnings"] else []),
+        *([("ended early", early_line(summary["early_stop"]))] if summary["early_stop"] else []),
+        *([("scores", f"of step {one['step']:,}, {name}: {shown_metrics(one)}") for name, one in scores.items()]),
         ("order digest", summary["order_digest"]),
         *([("weights SHA-256", summary["weights_sha256"])] if summary["weights_sha256"] else []),
         ("checkpoint", summary["checkpoint"]),

@@ -17,8 +17,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cli import Cluster
+from pipelines.evaluating import evaluates_beside, evaluation_gpus
 from pipelines.preflight import uses_gpu
 from pipelines.progress import Console
+from pipelines.suite import Suite, freeze_suite, validation_config
 from pipelines.supervise import Supervisor, read_json
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Segment
@@ -60,6 +62,7 @@ class Session:
     mlflow_run_id: str
     lease: Lease
     supervisor: Supervisor
+    suite: Suite | None
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -70,6 +73,7 @@ class Session:
     def open(
         cls, config: Config, run: Store, data: Frozen, cluster: Cluster, started_s: float, lease: Lease
     ) -> Session:
+        suite = freeze_suite(config, run, evaluates_beside(config, cluster, uses_gpu(config, cluster)))
         uri, artifacts = (
             (config.tracking.uri, None) if config.tracking.uri else default_uri(config.run.storage, run.is_local)
         )
@@ -89,7 +93,7 @@ class Session:
         run_id: Any = ray.get(recorder.start.remote())
         run.write("mlflow.json", json.dumps({"uri": uri, "run_id": run_id}).encode())
         supervisor = Supervisor(config, run, recorder, data, lease, started_s)
-        return cls(config, run, data, cluster, started_s, recorder, uri, run_id, lease, supervisor)
+        return cls(config, run, data, cluster, started_s, recorder, uri, run_id, lease, supervisor, suite)
 
 
 @dataclass
@@ -151,6 +155,7 @@ def train_segment(session: Session, segment: Segment, outcome: Outcome, console:
         _stream(session, segment),
         uses_gpu(session.config, session.cluster),
         data_cpus(session.config.data),
+        _validation(session),
     )
 
     def fit() -> None:
@@ -182,6 +187,15 @@ def end_trainer(recorder: Any, thread: threading.Thread) -> None:
     if controller is not None:
         ray.kill(controller)
     thread.join(END_PATIENCE_S)
+
+
+def _validation(session: Session) -> Any:
+    """What Ray Train calls with a checkpoint; None where the workers evaluate, or nobody."""
+    suite, on_gpu = session.suite, uses_gpu(session.config, session.cluster)
+    if suite is None or not suite.beside:
+        return None
+    gpus = evaluation_gpus(session.config, on_gpu)
+    return validation_config(suite, session.data.vocab_size, session.recorder, gpus)
 
 
 def _stream(session: Session, segment: Segment) -> Any:
@@ -276,6 +290,7 @@ def worker_spec(session: Session, segment: Segment) -> WorkerSpec:
         recorder=session.recorder,
         mask_vocabulary=mask_vocabulary_of(session.config, data.plans[0].data_uri),
         fence=session.lease.fence,
+        evaluator=session.suite,
     )
 
 

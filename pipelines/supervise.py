@@ -97,8 +97,7 @@ class Supervisor:
 
     def close(self, tokens: int, step: int) -> dict[str, Any]:
         """Goodput of the whole run, at its end; kept, and sent to the tracker."""
-        if not self.copies.drain(COPY_PATIENCE_S):
-            log.warning("the copies of checkpoints were not done within %.0f s", COPY_PATIENCE_S)
+        self.drain()
         if not self.culprits.drain(CULPRIT_PATIENCE_S):
             log.warning("the documents of a spike were not named within %.0f s", CULPRIT_PATIENCE_S)
         self.goodput.close(time.time())
@@ -106,6 +105,11 @@ class Supervisor:
         report = self.goodput.report(tokens)
         ray.get(self.recorder.record.remote({"kind": "goodput", "step": step, "is_last": True, **report}))
         return report
+
+    def drain(self) -> None:
+        """Wait for the copies of checkpoints that are asked for."""
+        if not self.copies.drain(COPY_PATIENCE_S):
+            log.warning("the copies of checkpoints were not done within %.0f s", COPY_PATIENCE_S)
 
     def _keep_starts(self) -> None:
         self.run.write("starts.json", json.dumps(self.starts).encode())

@@ -27,6 +27,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 STATUS = {"completed": "FINISHED", "stopped": "KILLED", "preempted": "KILLED", "failed": "FAILED"}
 
+COUNTED_KINDS = ("train", "validation", "evaluation")
+
 
 @contextmanager
 def _answered(uri: str) -> Iterator[None]:
@@ -83,13 +85,17 @@ class Tracker:
         self._client.update_run(run_id, status="RUNNING")
         return run_id
 
-    def last_steps(self) -> tuple[int, int]:
-        """(newest step with training metrics, newest step with validation metrics); 0 and -1 in a new run."""
+    def last_steps(self) -> dict[str, int]:
+        """Newest step with metrics of each kind of event, train, validation and evaluation; -1 where there is none."""
         with _answered(self.uri):
-            names = [name for name in self._client.get_run(self.run_id).data.metrics if name.startswith("validation/")]
-            trained = [m.step for m in self._client.get_metric_history(self.run_id, "train/loss")]
-            validated = [m.step for name in names[:1] for m in self._client.get_metric_history(self.run_id, name)]
-        return max(trained, default=0), max(validated, default=-1)
+            known = self._client.get_run(self.run_id).data.metrics
+            names = {kind: [name for name in known if name.startswith(f"{kind}/")] for kind in COUNTED_KINDS}
+            names["train"] = ["train/loss"]  # one of many, and a history is long
+            return {kind: self._last_step(names[kind]) for kind in COUNTED_KINDS}
+
+    def _last_step(self, names: list[str]) -> int:
+        history = (m.step for name in names for m in self._client.get_metric_history(self.run_id, name))
+        return max(history, default=-1)
 
     def _experiment_id(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
@@ -164,6 +170,14 @@ def _validation_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]
     ]
 
 
+def _evaluation_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    return [
+        (f"evaluation/{task}/{name}", metric["value"], event["step"])
+        for task, about in event["tasks"].items()
+        for name, metric in about["metrics"].items()
+    ]
+
+
 def _goodput_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
     """The fraction while the run goes on, the split at its end."""
     split = [(f"goodput/{name}", share, event["step"]) for name, share in event["share"].items()]
@@ -194,6 +208,7 @@ def _look_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
 EVENT_METRICS = {
     "steps": _step_metrics,
     "validation": _validation_metrics,
+    "evaluation": _evaluation_metrics,
     "checkpoint": _checkpoint_metrics,
     "goodput": _goodput_metrics,
     "healing": _healing_metrics,

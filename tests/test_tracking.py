@@ -147,6 +147,21 @@ def test_validation_is_logged_by_source(place: tuple[str, str], client: MlflowCl
     assert len(found) == 6
 
 
+def test_scores_of_tasks_are_metrics_and_the_last_steps_of_every_kind_are_known(
+    place: tuple[str, str], client: MlflowClient, experiment: str
+) -> None:
+    one = tracker(place, experiment)
+    run_id = one.start()
+    assert one.last_steps() == {"train": -1, "validation": -1, "evaluation": -1}
+    values = {"loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.5, "targets": 99}
+    for step, task in ((4, "arc"), (8, "arc"), (6, "lambada")):
+        metrics = {"acc": {"value": step / 10, "stderr": None}}
+        one.log_event({"kind": "evaluation", "step": step, "tasks": {task: {"metrics": metrics}}})
+    one.log_event({"kind": "validation", "step": 6, "sources": {"code": values}})
+    assert history(client, run_id, "evaluation/arc/acc") == [(4, 0.4), (8, 0.8)]
+    assert one.last_steps() == {"train": -1, "validation": 6, "evaluation": 8}
+
+
 def test_other_events_have_no_metrics(place: tuple[str, str], client: MlflowClient, experiment: str) -> None:
     one = tracker(place, experiment)
     run_id = one.start()

@@ -152,6 +152,7 @@ class Config:
             "use fewer workers, a larger train.global_batch_tokens or a smaller data.slot_sequences",
         )
         self._check_parallel()
+        self._check_evaluation()
         require(
             self.model.causal == (self.train.objective == "clm"),
             "model.causal",
@@ -181,6 +182,22 @@ class Config:
                 self.train.context_parallel,
                 f"must divide half of every data.seq_len, and {length} is no multiple of {pieces}",
             )
+
+    def _check_evaluation(self) -> None:
+        """What is evaluated is a checkpoint; a model that fills masks gives no text a likelihood."""
+        every, evaluation = self.train.checkpoint_every_steps, self.evaluation
+        for name in ("medium_every_steps", "full_every_steps"):
+            value = getattr(evaluation, name)
+            multiple = f"must be a multiple of train.checkpoint_every_steps={every}"
+            require(value is None or value % every == 0, f"evaluation.{name}", value, multiple)
+            needs = "needs model.causal=true: a model that fills masks gives no text a likelihood"
+            require(value is None or self.model.causal, f"evaluation.{name}", value, needs)
+        require(
+            evaluation.best_by == "val_loss" or evaluation.is_periodic,
+            "evaluation.best_by",
+            evaluation.best_by,
+            "is never measured: set evaluation.medium_every_steps or evaluation.full_every_steps",
+        )
 
     @property
     def slot_blocks_per_step(self) -> int:

@@ -8,6 +8,9 @@ from typing import Literal
 from pretrainer.errors import require
 
 Kind = Literal["multiple_choice", "cloze", "generate", "text", "hellaswag", "arc", "lambada", "winogrande"]
+Cadence = Literal["medium", "full"]
+LOWER_IS_BETTER = ("val_loss", "perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")
+"""Of these the best checkpoint has the least; of every other metric, such as acc_norm, the most."""
 TEMPLATED = ("multiple_choice", "cloze", "generate", "text")
 """Kinds whose lines are described by context, choices and answer."""
 
@@ -82,8 +85,53 @@ class EvaluationConfig:
     """Task files that `pipelines.evaluate` scores a model on."""
     batch_tokens: int = 16_384
     """Tokens of one forward pass, padding included; a single longer text is a batch of its own."""
+    medium_every_steps: int | None = None
+    """While training, choices and cloze tasks are scored at checkpoints of these steps; none by default."""
+    full_every_steps: int | None = None
+    """While training, all tasks and the held-out documents are scored at checkpoints of these steps, and at the end."""
+    where: Literal["auto", "beside", "workers"] = "auto"
+    """beside: by a task of its own while training goes on; workers: by the trainers, which wait; auto: beside where
+    the cluster has cpus and gpus to spare at the start."""
+    cpus: float = 1.0
+    """CPUs of the task beside the training."""
+    gpus: float | None = None
+    """GPUs of the task beside the training; one where the trainers have GPUs, if none is given."""
+    timeout_s: float = 3600.0
+    """Seconds after which the task beside the training is given up for a checkpoint."""
+    best_by: str = "val_loss"
+    """What train.keep_best compares: val_loss, or TASK/METRIC such as arc/acc_norm."""
+    stop_after_validations: int | None = None
+    """The run ends at the checkpoint behind so many held-out validations in a row that were no better; none by
+    default."""
+    min_improvement: float = 0.0
+    """Nats per token by which a held-out loss must be less than the best before it to be better."""
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
         require(len(set(names)) == len(names), "evaluation.tasks[].name", names, "give every task its own name")
-        require(self.batch_tokens >= 1, "evaluation.batch_tokens", self.batch_tokens, "use 1 or more")
+        for name in ("batch_tokens", "medium_every_steps", "full_every_steps", "stop_after_validations"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"evaluation.{name}", value, "use 1 or more")
+        for name in ("cpus", "gpus", "min_improvement"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"evaluation.{name}", value, "use 0 or more")
+        require(self.timeout_s > 0, "evaluation.timeout_s", self.timeout_s, "use a positive number")
+        task, _slash, metric = self.best_by.rpartition("/")
+        require(
+            self.best_by == "val_loss" or (bool(metric) and task in names),
+            "evaluation.best_by",
+            self.best_by,
+            f"use val_loss, or TASK/METRIC of one of the tasks {', '.join(names) or '(there is none)'}",
+        )
+
+    @property
+    def is_periodic(self) -> bool:
+        """Whether checkpoints are evaluated while training."""
+        return self.medium_every_steps is not None or self.full_every_steps is not None
+
+    def due(self, step: int, is_last: bool) -> Cadence | None:
+        """How the checkpoint of a step is evaluated; the last one of a run always as fully as any."""
+        medium, full = self.medium_every_steps, self.full_every_steps
+        if full is not None and (is_last or step % full == 0):
+            return "full"
+        return "medium" if medium is not None and (is_last or step % medium == 0) else None

@@ -101,7 +101,9 @@ class TrainConfig:
     milestone_every_steps: int | None = None
     """Checkpoints of these steps are also copied to milestones/ in the run folder, and stay; none by default."""
     keep_best: bool = False
-    """The checkpoint with the least held-out loss is also copied to best/ in the run folder."""
+    """The best checkpoint, by evaluation.best_by, is also copied to best/ in the run folder."""
+    export: Literal["newest", "best"] = "newest"
+    """The checkpoint that is exported at the end."""
     validate_every_steps: int = 500
     """Steps between validations on the held-out documents."""
     sample_every_steps: int = 500
@@ -158,6 +160,9 @@ class TrainConfig:
             self.keep_best,
             f"needs a validation at every checkpoint: train.validate_every_steps={self.validate_every_steps} must "
             f"divide train.checkpoint_every_steps={self.checkpoint_every_steps}",
+        )
+        require(
+            self.export == "newest" or self.keep_best, "train.export", self.export, "needs train.keep_best=true"
         )
         for name in (
             "checkpoint_every_steps",

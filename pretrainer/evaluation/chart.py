@@ -121,9 +121,18 @@ def _names(
         for i, (line, value) in enumerate(zip(lines, last, strict=True))
     ]
     named += [(frame.y(level.value), "aside", level.name) for level in levels]
-    parts, free = [], -math.inf
-    for wanted, color, text in sorted(named):
-        free = max(wanted, free + NAME_HEIGHT)
-        place = f'x="{RIGHT + 8}" y="{free + 4:.1f}"'
-        parts.append(f'<text class="name {color}" {place}>{html.escape(text)}</text>')
-    return parts
+    named.sort()
+    places = _apart([wanted for wanted, _color, _text in named])
+    return [
+        f'<text class="name {color}" x="{RIGHT + 8}" y="{place + 4:.1f}">{html.escape(text)}</text>'
+        for place, (_wanted, color, text) in zip(places, named, strict=True)
+    ]
+
+
+def _apart(wanted: Sequence[float]) -> list[float]:
+    """Heights of names that are wanted at these ascending ones: a line apart, downwards, and up again from the edge."""
+    places: list[float] = []
+    for height in wanted:
+        places.append(max(height, places[-1] + NAME_HEIGHT) if places else height)
+    highest = (HEIGHT - NAME_HEIGHT / 2 - NAME_HEIGHT * behind for behind in reversed(range(len(places))))
+    return [max(0.0, min(place, edge)) for place, edge in zip(places, highest, strict=True)]

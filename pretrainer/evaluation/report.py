@@ -35,12 +35,14 @@ class Point(NamedTuple):
 def as_plain(model: str, points: Sequence[Point]) -> dict[str, Any]:
     """What evaluation.json holds."""
     checkpoints = [
-        {"step": point.step, "tasks": {result.name: _plain(result) for result in point.results}} for point in points
+        {"step": point.step, "tasks": {result.name: plain_result(result) for result in point.results}}
+        for point in points
     ]
     return {"model": model, "yardsticks_top1": YARDSTICKS, "checkpoints": checkpoints}
 
 
-def _plain(result: TaskResult) -> dict[str, Any]:
+def plain_result(result: TaskResult) -> dict[str, Any]:
+    """A task's part of it."""
     metrics = {name: {"value": one.value, "stderr": one.stderr} for name, one in result.metrics.items()}
     about = {"scoring": result.scoring, "shots": result.shots, "documents": result.documents, "guess": result.guess}
     return about | {"metrics": metrics}

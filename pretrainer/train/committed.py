@@ -113,13 +113,14 @@ def _without(run: Store, names: set[str]) -> tuple[bytes, int]:
             "another run.name to begin again"
         )
     newest = max((result for result, _index in kept), key=lambda result: _folder_and_step(run, snapshot, result)[1])
-    pending = [result for result in snapshot["pending_training_results"] if result["checkpoint_dir_name"] not in names]
+    waiting = zip(snapshot["pending_training_results"], snapshot["pending_validation_specs"], strict=True)
+    pending = [(result, spec) for result, spec in waiting if result["checkpoint_dir_name"] not in names]
     changed = {
         "checkpoint_results": [result for result, _index in kept],
         "checkpoint_report_indices": [index for _result, index in kept],
         "latest_checkpoint_result": newest,
-        "pending_training_results": pending,
-        "pending_validation_specs": snapshot["pending_validation_specs"][: len(pending)],
+        "pending_training_results": [result for result, _spec in pending],
+        "pending_validation_specs": [spec for _result, spec in pending],
     }
     return json.dumps(snapshot | changed).encode(), _folder_and_step(run, snapshot, newest)[1]
 

@@ -99,10 +99,11 @@ def make_trainer(
     build: Callable[[int], ray.data.Dataset],
     use_gpu: bool,
     data_cpus: float,
+    evaluation: ray.train.ValidationConfig | None = None,
 ) -> TorchTrainer:
     """The elastic trainer. `build(first global slot block)` makes the stream, at every start of a worker group.
 
-    data_cpus: what the stream needs beside the trainers.
+    data_cpus: what the stream needs beside the trainers. evaluation: what is called with checkpoints, beside them.
     """
     path, filesystem = run.train_storage()
     lo, hi = config.train.worker_range
@@ -140,6 +141,7 @@ def make_trainer(
         # Hosts agree among themselves over gloo, without waiting for their GPUs.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
         scaling_config=scaling,
+        validation_config=evaluation,
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=path,

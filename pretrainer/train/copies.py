@@ -1,7 +1,7 @@
 """Copies of committed checkpoints that stay when Ray deletes the original: milestones, the best, a second storage.
 
     <run>/milestones/step-…/     steps that are a multiple of train.milestone_every_steps, for good
-    <run>/best/step-…/           the least held-out loss so far (train.keep_best), one folder
+    <run>/best/step-…/           the best so far by evaluation.best_by (train.keep_best), one folder
     <run.copy_to>/<name>/checkpoints/step-…/    every checkpoint, the newest train.keep_checkpoints
 
 A copy is complete when its record `step-….json` lies beside it; every byte of it has matched the digests that the ranks
@@ -27,6 +27,7 @@ from pretrainer.config import Config
 from pretrainer.errors import DamagedError, PretrainerError, StorageError
 from pretrainer.storage import Store
 from pretrainer.train.committed import CHECKPOINTS, committed_checkpoints
+from pretrainer.train.selection import is_better, value_of
 
 log = logging.getLogger(__name__)
 
@@ -129,17 +130,22 @@ class Copies:
     def __init__(self, config: Config, run: Store, tell: Callable[[dict[str, Any]], None]) -> None:
         self.config, self.run, self.tell = config, run, tell
         self.places = places(config, run)
-        self.losses: dict[int, float] = {}
-        self.best_loss: float | None = None
+        self.judged: dict[int, float] = {}  # step -> what evaluation.best_by names
+        self.committed: set[int] = set()  # steps that are, since this driver began
+        self.best: float | None = None
         self.jobs: queue.Queue[tuple[Place, int, dict[str, Any]]] = queue.Queue()
         if self.places:
             threading.Thread(target=self._work, name="copies", daemon=True).start()
             self._catch_up()
 
     def notice(self, event: Mapping[str, Any]) -> None:
-        if event["kind"] == "validation":
-            self.losses[event["step"]] = mean_loss(event["sources"])
+        value = value_of(event, self.config.evaluation.best_by)
+        if value is not None:
+            self.judged[event["step"]] = value
+            if event["step"] in self.committed:  # it was measured beside the training, from the checkpoint
+                self._ask_best(event["step"])
         elif event["kind"] == "checkpoint" and event["step"] > 0:
+            self.committed.add(event["step"])
             self._ask(event["step"])
         elif event["kind"] == "start":  # rank 0 may have died between this commit and its event
             self._make_up(event["step"])
@@ -152,21 +158,28 @@ class Copies:
         return not self.jobs.unfinished_tasks
 
     def _ask(self, step: int) -> None:
-        every, loss = self.config.train.milestone_every_steps, self.losses.get(step)
+        every = self.config.train.milestone_every_steps
         if every is not None and step % every == 0:
             self.jobs.put((self.places[MILESTONES], step, {}))
-        if BEST in self.places and loss is not None and (self.best_loss is None or loss < self.best_loss):
-            self.best_loss = loss
-            self.jobs.put((self.places[BEST], step, {"val_loss": loss}))
+        self._ask_best(step)
         if "copy" in self.places:
             self.jobs.put((self.places["copy"], step, {}))
+
+    def _ask_best(self, step: int) -> None:
+        value, by = self.judged.get(step), self.config.evaluation.best_by
+        if BEST in self.places and value is not None and (
+            self.best is None or is_better(value, self.best, by)
+        ):
+            self.best = value
+            self.jobs.put((self.places[BEST], step, {"by": by, "value": value}))
 
     def _catch_up(self) -> None:
         """What a driver before this one did not come to copy, and the loss of its best."""
         if BEST in self.places:
             store = self.places[BEST].store
             known = [json.loads(store.read(f"{folder}.json")) for folder in self.places[BEST].copies().values()]
-            self.best_loss = min((record["val_loss"] for record in known), default=None)
+            by = self.config.evaluation.best_by
+            self.best = next((record["value"] for record in known if record.get("by") == by), None)
         for step in committed_checkpoints(self.run):
             self._make_up(step)
 
@@ -202,9 +215,3 @@ class Copies:
             if time.monotonic() > deadline:
                 raise DamagedError(f"the checkpoint of step {step} is not on the list any more")
             time.sleep(POLL_S)
-
-
-def mean_loss(sources: Mapping[str, Mapping[str, float]]) -> float:
-    """Held-out loss in nats per target over all sources: the rule by which a checkpoint is the best."""
-    targets = sum(values["targets"] for values in sources.values())
-    return sum(values["loss"] * values["targets"] for values in sources.values()) / max(1, targets)

@@ -20,6 +20,7 @@ OF_PHASE = {
     "validate": "validation",
     "resize": "recovery",
     "sample": "validation",
+    "evaluate": "validation",
     "checkpoint": "checkpoint",
 }
 

@@ -40,8 +40,8 @@ _IMPORTED_S = time.perf_counter()
 
 
 class Phases:
-    """The phase of one rank. Phases: start, load, data, agree, step, validate, sample, checkpoint,
-    resize.
+    """The phase of one rank. Phases: start, load, data, agree, step, validate, evaluate, sample,
+    checkpoint, resize.
 
     `tell` gets a dict now and then (from a thread of its own): rank, world, pid, node, phase, step, block, changes.
     """

@@ -27,7 +27,7 @@ class Recorder:
         self.tracker = tracker
         self.events: list[dict[str, Any]] = []
         self.logged_step = 0  # newest step whose metrics were tracked, before a restart of the driver too
-        self.validated_step = -1
+        self.measured = {"validation": -1, "evaluation": -1}  # kind -> newest step that was tracked
         self.outbox = Outbox(lambda event: self.tracker.log_event(event))
         self.heard: dict[int, dict[str, Any]] = {}  # by rank: its last pulse, when it came, when its phase changed
         self.handle: Any = None
@@ -38,17 +38,20 @@ class Recorder:
     def start(self) -> str:
         """Open the tracker's run; returns its id."""
         run_id = self.tracker.start()
-        self.logged_step, self.validated_step = self.tracker.last_steps()
+        known = self.tracker.last_steps()
+        self.logged_step = max(0, known["train"])
+        self.measured = {kind: known[kind] for kind in self.measured}
         return run_id
 
     def record(self, event: dict[str, Any]) -> dict[str, bool]:
         """Take one event; the answer says whether the run is asked to stop, or to save a checkpoint now."""
         event = {**(self._new_steps(event) if event["kind"] == "steps" else event), "at_s": time.time()}
         self.events.append(event)
-        if event["kind"] != "validation" or event["step"] > self.validated_step:
+        last_step = self.measured.get(event["kind"])
+        if last_step is None or event["step"] > last_step:
             self.outbox.put(event)
-        if event["kind"] == "validation":
-            self.validated_step = max(self.validated_step, event["step"])
+        if last_step is not None:
+            self.measured[event["kind"]] = max(last_step, event["step"])
         if event["kind"] == "start" or event.get("asked"):  # one that was begun before is not what was asked for
             self.checkpoint_wanted = False
         return {"stop": self.stop, "checkpoint": self.checkpoint_wanted}

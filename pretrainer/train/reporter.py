@@ -11,14 +11,17 @@ import ray
 import torch
 from ray.util.metrics import Gauge
 
+from pretrainer.config.evaluation import Cadence
 from pretrainer.model.flops import flops_per_token, model_flops_utilization
+from pretrainer.storage import Store
 from pretrainer.train.evaluate import Evaluation
 from pretrainer.train.experts import expert_load
 from pretrainer.train.monitor import Monitor, Noise, memory_use
 from pretrainer.train.phases import Phases
 from pretrainer.train.policies import Heal
 from pretrainer.train.saving import Saved
-from pretrainer.train.spec import TrainState, WorkerSpec
+from pretrainer.train.selection import evaluation_event, write_point
+from pretrainer.train.spec import Tasks, TrainState, WorkerSpec
 from pretrainer.train.step import StepResult
 
 GAUGES = {
@@ -158,6 +161,14 @@ class Reporter:
         self._send({"kind": "validation", "step": state.step, "sources": {k: asdict(v) for k, v in results.items()}})
         self.interval = Interval()  # validation is not training time
 
+    def evaluation(self, state: TrainState, cadence: Cadence, tasks: Tasks, seconds: float) -> None:
+        """Task files, scored by the workers; rank 0 also keeps it in the run folder."""
+        event = evaluation_event(state.step, cadence, tasks, seconds, "workers")
+        if self.rank == 0:
+            write_point(Store(self.spec.run_uri), event)
+        self._send(event)
+        self.interval = Interval()
+
     def sample(self, state: TrainState, ids: list[int]) -> None:
         self._send({"kind": "sample", "step": state.step, "ids": ids})
         self.interval = Interval()
@@ -191,11 +202,12 @@ class Reporter:
     def exhausted(self, state: TrainState) -> None:
         self._send({"kind": "exhausted", "step": state.step})
 
-    def finish(self, state: TrainState, status: str) -> None:
+    def finish(self, state: TrainState, status: str, early: bool) -> None:
         self._send(
             {
                 "kind": "finish",
                 "status": status,
+                "early": early,
                 "step": state.step,
                 "tokens": state.tokens,
                 "order_digest": state.order_digest,

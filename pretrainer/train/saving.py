@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pretrainer.config.evaluation import Cadence
 from pretrainer.lease import pid_started, this_machine
 from pretrainer.storage import Store
 from pretrainer.train.audit import Audit
@@ -48,8 +49,11 @@ class Commits(Protocol):
     def upload(self, folder: Path, name: str) -> Any:
         """Copy this rank's files into the checkpoint's folder `name`; called in the background."""
 
-    def report(self, step: int, asked: bool, folder: Path, name: str, uploaded: Future[Any]) -> None:
-        """Commit when all ranks are `uploaded`, and not if one fails; every rank calls it, and it does not wait."""
+    def report(self, saved: Saved, folder: Path, name: str, uploaded: Future[Any]) -> None:
+        """Commit when all ranks are `uploaded`, and not if one fails; every rank calls it, and it does not wait.
+
+        Behind the commit it is evaluated beside the training, as far as `saved.cadence` says.
+        """
 
     def wait(self, name: str) -> None:
         """Until it is committed; called on rank 0, in the background, after its own upload."""
@@ -59,11 +63,13 @@ class Commits(Protocol):
 class Saved:
     """A checkpoint and what it cost: `blocking_s` of training, `total_s` until the commit.
 
-    state: as it is saved. asked: the recorder asked for it, and the workers wait after it.
+    state: as it is saved. asked: the recorder asked for it, and the workers wait after it. cadence: of its evaluation
+    beside the training, if it has one.
     """
 
     state: TrainState
     asked: bool
+    cadence: Cadence | None
     started_s: float
     blocking_s: float = 0.0
     total_s: float = 0.0
@@ -91,7 +97,9 @@ class Saving:
         self.landed: list[Saved] = []
         remove_scratch_of_the_dead()
 
-    def save(self, state: TrainState, now: bool = False, asked: bool = False) -> float:
+    def save(
+        self, state: TrainState, now: bool = False, asked: bool = False, cadence: Cadence | None = None
+    ) -> float:
         """Begin a checkpoint of this step; returns the seconds that training waited for it.
 
         now: return when it is committed, on every rank. Raises what went wrong with the one before.
@@ -106,7 +114,7 @@ class Saving:
         staged = self.staging.take(self.model, self.optimizer)
         state.weights_sha256 = agreed(named_digest(staged.weights())) if self.spec.config.train.exact else None
         self.kept = staged, replace(state)
-        saved = Saved(replace(state), asked, started_s)
+        saved = Saved(replace(state), asked, cadence, started_s)
         self._begin(staged, saved)
         if now or self.waits:
             self.wait()
@@ -145,7 +153,7 @@ class Saving:
     def _begin(self, staged: Staged, saved: Saved) -> None:
         folder, name = new_scratch(), folder_name(saved.state.step, self.audit.attempt)
         uploaded = in_background(lambda: self._write(staged, asdict(saved.state), folder, name))
-        self.commits.report(saved.state.step, saved.asked, folder, name, uploaded)
+        self.commits.report(saved, folder, name, uploaded)
         self.flight = in_background(lambda: self._land(saved, name, uploaded))
 
     def _write(self, staged: Staged, state: dict[str, Any], folder: Path, name: str) -> Any:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from pretrainer.config import Config
+from pretrainer.config.evaluation import Cadence
 from pretrainer.lease import Fence
+from pretrainer.model.transformer import Transformer
 from pretrainer.schema import MaskVocabulary, SlotOrder
+
+Tasks = dict[str, Any]
+
+
+class Evaluator(Protocol):
+    """What checkpoints are scored on while training goes on (pipelines/suite.py has it)."""
+
+    @property
+    def beside(self) -> bool:
+        """Whether a task of its own does it, from the checkpoint, and the workers never call `score`."""
+
+    def score(self, model: Transformer, device: torch.device, cadence: Cadence, tick: Callable[[], None]) -> Tasks:
+        """Task -> what came out, as plain values; all ranks call it alike. tick is called now and then."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class WorkerSpec:
     recorder: Any  # actor handle of recorder.Recorder
     mask_vocabulary: MaskVocabulary | None = None  # with train.objective=mlm
     fence: Fence | None = None  # of the driver's lease; None where there is no driver
+    evaluator: Evaluator | None = None  # None where no checkpoint is evaluated while training
 
 
 @dataclass
@@ -43,3 +62,5 @@ class TrainState:
     good_steps: int = 0  # applied in a row with this scale
     window: dict[str, Any] | None = None  # of the spike detector
     window_segment: int = 0  # that the window was seen in
+    best_loss: float | None = None  # held out, in nats per target
+    validations_without: int = 0  # in a row that were no better

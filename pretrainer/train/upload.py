@@ -13,10 +13,11 @@ from pathlib import Path
 
 import ray.train
 from ray._common.retry import call_with_retry
-from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode, ValidationTaskConfig
 from ray.train.v2._internal.constants import AWS_RETRYABLE_TOKENS
 
 from pretrainer.errors import StorageError
+from pretrainer.train.saving import Saved
 
 ATTEMPTS = 3  # as many as Ray makes of its own uploads
 
@@ -24,8 +25,8 @@ ATTEMPTS = 3  # as many as Ray makes of its own uploads
 class RayCommits:
     """`saving.Commits` by Ray Train, for a worker of it."""
 
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
+    def __init__(self, fingerprint: str, evaluation_timeout_s: float) -> None:
+        self.fingerprint, self.evaluation_timeout_s = fingerprint, evaluation_timeout_s
         self.storage = ray.train.get_context().get_storage()
 
     def upload(self, folder: Path, name: str) -> Checkpoint:
@@ -38,15 +39,22 @@ class RayCommits:
             ATTEMPTS,
         )
 
-    def report(self, step: int, asked: bool, folder: Path, name: str, uploaded: Future[Checkpoint]) -> None:
-        """All ranks meet here for a moment; the metrics are read by `committed`, and by nobody's eye."""
+    def report(self, saved: Saved, folder: Path, name: str, uploaded: Future[Checkpoint]) -> None:
+        """All ranks meet here for a moment; the metrics are read by `committed`, and by nobody's eye.
+
+        Ray calls the trainer's ValidationConfig behind the commit, keeps the checkpoint until that is done, and after a
+        failure calls it again.
+        """
+        timeout_s = self.evaluation_timeout_s
+        evaluation = ValidationTaskConfig({"cadence": saved.cadence}, timeout_s) if saved.cadence else False
         ray.train.report(
-            {"step": step, "fingerprint": self.fingerprint, "asked": asked},
+            {"step": saved.state.step, "fingerprint": self.fingerprint, "asked": saved.asked},
             checkpoint=Checkpoint.from_directory(str(folder)),
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=lambda _checkpoint, _name: uploaded.result(),
             delete_local_checkpoint_after_upload=False,  # the writer does
+            validation=evaluation,
         )
 
     def wait(self, name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import asdict
 from functools import partial
 
 import ray
@@ -47,6 +48,7 @@ from pretrainer.train.reporter import Reporter
 from pretrainer.train.saving import Saving
 from pretrainer.train.scaling import LossScale, first_scale
 from pretrainer.train.schedule import learning_rate
+from pretrainer.train.selection import is_over, judge, mean_loss
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.spikes import Detector
 from pretrainer.train.step import MicroBatch, StepResult, all_reduce_sum
@@ -126,14 +128,16 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         return reporter.rewound(state, healer.restart)
     detector = Detector(config.stability, device)
     _resume(state, loss_scale, detector, spec.segment)
-    saving = Saving(spec, model, optimizer, audit, phases, RayCommits(spec.fingerprint))
+    commits = RayCommits(spec.fingerprint, config.evaluation.timeout_s)
+    saving = Saving(spec, model, optimizer, audit, phases, commits)
     if is_new:  # never a committed step again: Ray would keep it twice and fail when it deletes it the second time
         saving.save(state)
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     elif config.stability.rolls_back:
         saving.keep(state)
     total, end, every = config.total_steps, spec.end_step, config.train
-    if state.step == total:  # the driver was lost between the last checkpoint and the summary
+    over, scores = is_over(state, config.evaluation), spec.evaluator
+    if state.step == total or over:  # the driver was lost between the last checkpoint and the summary
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     blocks = KeptBlocks(open_blocks(spec, ranks, rank, state.step, phases), config.stability.rolls_back)
     watch = PreemptionWatch(rank)
@@ -146,7 +150,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         mine, most = blocks.take(step)[0], slots.max_blocks(step, config.slot_blocks_per_step, layout.streams)
         return stepper.loss([prepare(config, spec.mask_vocabulary, device, ring, step, *one) for one in mine], most)
 
-    while state.step < end and not stop:
+    while state.step < end and not stop and not over:
         step, began_s = state.step, time.perf_counter()
         mine, wait_s = blocks.take(step)
         phases.enter("agree", step)
@@ -197,7 +201,16 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             unjudged.clear()
             continue
         if state.step % every.validate_every_steps == 0 or last:
-            reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
+            held = validate(spec, model, held_out, layout, rank, phases, state.step)
+            reporter.validation(state, held)
+            judge(state, mean_loss({name: asdict(one) for name, one in held.items()}), config.evaluation)
+        over = saves and is_over(state, config.evaluation)
+        last = last or over
+        cadence = config.evaluation.due(state.step, over or state.step == total) if saves and scores else None
+        if scores and cadence and not scores.beside:
+            began_s = time.perf_counter()
+            tasks = scores.score(model, device, cadence, partial(phases.enter, "evaluate", state.step))
+            reporter.evaluation(state, cadence, tasks, time.perf_counter() - began_s)
         samples = state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last
         if samples and config.model.causal:  # a model that reads in both directions has no next token
             phases.enter("sample", state.step)
@@ -207,7 +220,8 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             reporter.sample(state, [*spec.sample_prompt, *ids])
         if saves:
             _keep(state, loss_scale, detector, spec.segment)
-            reporter.paused(saving.save(state, now=leaving, asked=wanted > 0))
+            beside = cadence if scores and scores.beside else None
+            reporter.paused(saving.save(state, now=leaving or over, asked=wanted > 0, cadence=beside))
             saved_step = state.step
             blocks.forget(saved_step)
             healer.forget(saved_step)
@@ -225,12 +239,12 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     saving.wait()
     for saved in saving.check():
         reporter.checkpoint(state, saved)
-    reporter.finish(state, _ending(state.step, total, end, stop))
+    reporter.finish(state, _ending(state.step, total, end, stop, over), over)
 
 
-def _ending(step: int, total: int, end: int, stop: bool) -> str:
+def _ending(step: int, total: int, end: int, stop: bool, over: bool) -> str:
     """Why the loop is left; a stop at the end of a segment is a stop."""
-    if step == total:
+    if step == total or over:
         return "completed"
     return "stopped" if stop else "segment" if step == end else "exhausted"
 

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -130,6 +131,14 @@ def test_everything_is_inside_the_picture(
         found = [float(value) for value in re.findall(rf'\b(?:c{name}|{name}[12]?)="([^"]+)"', svg)]
         assert found and all(-0.1 <= value <= high + 0.1 for value in found)
     assert svg.count("<circle") + svg.count("<rect") == len(places) and "a &amp; b" in svg
+
+
+def test_names_at_the_bottom_are_a_line_apart_and_in_the_picture() -> None:
+    """Found by the test above, once in hundreds of runs: three levels at zero below a bar of nothing."""
+    svg = chart("t", [Line("a", [(0, Metric(0.0))])], [Level("level", 0.0)] * 3, str)
+    heights = [float(y) for y in re.findall(r'<text class="name [^"]+" x="[^"]+" y="([^"]+)"', svg)]
+    assert len(heights) == 4 and max(heights) <= 220
+    assert all(below - above >= 12.9 for above, below in pairwise(heights))
 
 
 def test_a_higher_value_is_drawn_higher_and_a_later_one_to_the_right() -> None:

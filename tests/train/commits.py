@@ -18,7 +18,7 @@ from pretrainer.storage import Store
 from pretrainer.train.audit import Audit
 from pretrainer.train.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoints
 from pretrainer.train.phases import Phases
-from pretrainer.train.saving import Saving
+from pretrainer.train.saving import Saved, Saving
 from tests.train.specs import worker_spec
 
 POLL_S = 0.01
@@ -42,9 +42,9 @@ class LocalCommits:
         self.events.append(("uploaded", name))
         return target
 
-    def report(self, step: int, asked: bool, folder: Path, name: str, uploaded: Future[Any]) -> None:
+    def report(self, saved: Saved, folder: Path, name: str, uploaded: Future[Any]) -> None:
         self.events.append(("reported", name))
-        self.metrics[name] = {"step": step, "asked": asked}
+        self.metrics[name] = {"step": saved.state.step, "asked": saved.asked}
 
     def wait(self, name: str) -> None:
         while not all((self.run / CHECKPOINTS / name / f"digests.rank{r}.json").exists() for r in range(self.world)):

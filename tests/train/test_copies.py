@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from pipelines.export import checkpoint_folder
-from pretrainer.config import Config
+from pretrainer.config import Config, EvaluationConfig, TaskConfig
 from pretrainer.errors import ConfigError, DamagedError
 from pretrainer.storage import Store
-from pretrainer.train import copies
+from pretrainer.train import copies, selection
 from pretrainer.train.committed import SNAPSHOT, drop_damaged, folder_name
 from pretrainer.train.copies import Copies, copy_folder
 from tests.train.specs import worker_spec
@@ -78,7 +78,7 @@ def test_milestones_stay_and_the_best_is_one(run: Store) -> None:
     told = train(run, config(milestone_every_steps=20, keep_best=True), LOSSES)
     assert folders(run.child("milestones")) == [folder_name(20, 0), folder_name(40, 0)]
     assert folders(run.child("best")) == [folder_name(20, 0)]
-    assert json.loads(run.read(f"best/{folder_name(20, 0)}.json"))["val_loss"] == 3.0
+    assert json.loads(run.read(f"best/{folder_name(20, 0)}.json"))["value"] == 3.0
     assert {event["kind"] for event in told} == {"copy"}
     original, copy = (run.child(f"{place}/{folder_name(20, 0)}") for place in ("checkpoints", "milestones"))
     assert [original.read(path) == copy.read(path) for path, *_ in original.list()] == [True] * 3
@@ -92,10 +92,32 @@ def test_the_second_storage_has_the_newest(run: Store, s3_uri: str) -> None:
 
 def test_the_loss_of_the_best_counts_targets_and_outlives_the_driver(run: Store) -> None:
     sources = {"a": {"loss": 2.0, "targets": 300}, "b": {"loss": 6.0, "targets": 100}}
-    assert copies.mean_loss(sources) == 3.0
+    assert selection.mean_loss(sources) == 3.0
     train(run, config(keep_best=True), {10: 3.0})
     train(run, config(keep_best=True), {20: 3.5})
     assert folders(run.child("best")) == [folder_name(10, 0)]
+
+
+def scores(step: int, value: float) -> dict[str, Any]:
+    return {"kind": "evaluation", "step": step, "tasks": {"arc": {"metrics": {"acc": {"value": value}}}}}
+
+
+def test_the_best_by_a_task_s_metric_is_copied_whenever_its_score_comes(run: Store) -> None:
+    """Scores of the workers come before the checkpoint, those of a task beside them after it."""
+    task = TaskConfig(name="arc", uri="arc.jsonl", kind="arc")
+    asked = config(keep_best=True)
+    asked = replace(asked, evaluation=EvaluationConfig(tasks=(task,), best_by="arc/acc", full_every_steps=10))
+    made = Copies(asked, run, print)
+    commit(run, 10, 20, 30, 40)
+    for step, value, before in ((10, 0.3, True), (20, 0.5, False), (30, 0.5, True), (40, 0.4, False)):
+        made.notice(validation(step, web=1.0 / step))  # says nothing here
+        both = [scores(step, value), {"kind": "checkpoint", "step": step}]
+        for event in both if before else reversed(both):
+            made.notice(event)
+        assert made.drain(10)
+        assert folders(run.child("best")) == [folder_name(10 if step == 10 else 20, 0)]
+    assert json.loads(run.read(f"best/{folder_name(20, 0)}.json"))["value"] == 0.5
+    assert Copies(asked, run, print).best == 0.5
 
 
 def test_a_milestone_that_a_driver_did_not_come_to_copy_is_copied_by_the_next(run: Store) -> None:

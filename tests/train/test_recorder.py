@@ -21,7 +21,7 @@ class Notes(Tracker):
 
     def __init__(self) -> None:
         super().__init__("sqlite://", "experiment", None, "run", None, {}, {})
-        self.last = (0, -1)
+        self.last = {"train": -1, "validation": -1, "evaluation": -1}
         self.is_away = False
         self.logged: list[Mapping[str, Any]] = []
         self.closed: list[tuple[str, Mapping[str, str]]] = []
@@ -29,7 +29,7 @@ class Notes(Tracker):
     def start(self) -> str:
         return "run-1"
 
-    def last_steps(self) -> tuple[int, int]:
+    def last_steps(self) -> dict[str, int]:
         return self.last
 
     def log_event(self, event: Mapping[str, Any]) -> None:
@@ -122,7 +122,7 @@ def test_events_come_in_order_and_from_where_one_stopped(notes: Notes) -> None:
 
 
 def test_new_driver_does_not_track_what_the_last_one_did(notes: Notes) -> None:
-    notes.last = (3, 2)
+    notes.last = {"train": 3, "validation": 2, "evaluation": 2}
     recorder = Recorder(notes)
     recorder.start()
     recorder.record(steps(2, 3, 4))
@@ -131,6 +131,10 @@ def test_new_driver_does_not_track_what_the_last_one_did(notes: Notes) -> None:
     assert recorder.flush(5) == 0
     assert numbers([e for e in notes.logged if e["kind"] == "steps"]) == [[4]]
     assert [e["step"] for e in notes.logged if e["kind"] == "validation"] == [4]
+    for step in (2, 4, 4):
+        recorder.record({"kind": "evaluation", "step": step, "tasks": {}})
+    assert recorder.flush(5) == 0
+    assert [e["step"] for e in notes.logged if e["kind"] == "evaluation"] == [4]
 
 
 def test_server_that_is_away_costs_nothing_but_delay(notes: Notes) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import ray
 import ray.train
+from ray.train import ValidationTaskConfig
 from ray.train.v2._internal.execution import context as ray_context
 from ray.train.v2._internal.execution import train_fn_utils
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
@@ -29,11 +30,13 @@ from ray.train.v2._internal.execution.training_report import _TrainingReport
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
 
+from pretrainer.config.evaluation import Cadence
 from pretrainer.errors import StorageError
 from pretrainer.storage import Store
 from pretrainer.train import upload as module
-from pretrainer.train.committed import CHECKPOINTS, committed_checkpoints, folder_name
-from pretrainer.train.saving import in_background
+from pretrainer.train.committed import CHECKPOINTS, committed_checkpoints, drop_damaged, folder_name, rewind
+from pretrainer.train.saving import Saved, in_background
+from pretrainer.train.spec import TrainState
 from pretrainer.train.upload import RayCommits
 
 PATIENCE_S = 30.0
@@ -84,6 +87,7 @@ class Worker:
             PreemptionContext(),
             self.controller,  # type: ignore[arg-type]
             nothing,
+            has_validation_fn=True,
         )
         monkeypatch.setattr(ray, "get", lambda one: one.result(PATIENCE_S) if isinstance(one, Future) else one)
         monkeypatch.setattr(ray_context, "_train_context", context)
@@ -98,6 +102,10 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     worker.controller.loop.call_soon_threadsafe(worker.controller.loop.stop)
 
 
+def saved(step: int, asked: bool = False, cadence: Cadence | None = None) -> Saved:
+    return Saved(TrainState(step=step), asked, cadence, 0.0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "local"
@@ -109,8 +117,8 @@ def folder(tmp_path: Path) -> Path:
 def test_nothing_is_committed_before_the_upload_and_the_list_is_there_when_the_wait_ends(
     worker: Worker, folder: Path
 ) -> None:
-    commits, uploaded = RayCommits("abc"), Future[Any]()
-    commits.report(7, True, folder, NAME, uploaded)  # returns though nothing is uploaded
+    commits, uploaded = RayCommits("abc", 60.0), Future[Any]()
+    commits.report(saved(7, asked=True), folder, NAME, uploaded)  # returns though nothing is uploaded
     waiting = in_background(lambda: commits.wait(NAME))
     with pytest.raises(queue.Empty):
         worker.reports.get(timeout=0.3)
@@ -127,9 +135,9 @@ def test_nothing_is_committed_before_the_upload_and_the_list_is_there_when_the_w
 
 
 def test_reports_are_taken_in_the_order_in_which_they_were_made(worker: Worker, folder: Path) -> None:
-    commits, first, second = RayCommits("abc"), Future[Any](), Future[Any]()
+    commits, first, second = RayCommits("abc", 60.0), Future[Any](), Future[Any]()
     for step, uploaded in ((7, first), (8, second)):
-        commits.report(step, False, folder, folder_name(step, 0), uploaded)
+        commits.report(saved(step), folder, folder_name(step, 0), uploaded)
     second.set_result(commits.upload(folder, folder_name(8, 0)))
     with pytest.raises(queue.Empty):
         worker.reports.get(timeout=0.3)
@@ -137,9 +145,29 @@ def test_reports_are_taken_in_the_order_in_which_they_were_made(worker: Worker, 
     assert [worker.reports.get(timeout=PATIENCE_S).metrics["step"] for _ in range(2)] == [7, 8]
 
 
+def test_a_checkpoint_that_is_to_be_evaluated_is_kept_until_it_is_and_others_go(worker: Worker, folder: Path) -> None:
+    """Ray keeps two here, and the evaluation of the first is known again after a restart of the controller."""
+    commits = RayCommits("abc", 60.0)
+    for step, cadence in ((7, "medium"), (8, None), (9, None), (10, None)):
+        uploaded = Future[Any]()
+        uploaded.set_result(commits.upload(folder, folder_name(step, 0)))
+        commits.report(saved(step, cadence=cadence), folder, folder_name(step, 0), uploaded)  # type: ignore[arg-type]
+        report = worker.reports.get(timeout=PATIENCE_S)
+        assert report.validation == (ValidationTaskConfig({"cadence": "medium"}, 60.0) if cadence else False)
+        worker.controller.commit(report)
+    assert list(committed_checkpoints(worker.run)) == [7, 9, 10]
+    again = Controller(worker.storage)
+    ((waiting, spec),) = again.manager.get_pending_training_results().values()
+    assert Path(waiting.checkpoint.path).name == NAME and spec == ValidationTaskConfig({"cadence": "medium"}, 60.0)
+    assert drop_damaged(worker.run, folder_name(10, 0)) == 9
+    assert rewind(worker.run, 7) == 7  # with the evaluation that is waited for
+    ((waiting, spec),) = Controller(worker.storage).manager.get_pending_training_results().values()
+    assert Path(waiting.checkpoint.path).name == NAME and spec.fn_kwargs == {"cadence": "medium"}
+
+
 def test_an_upload_that_fails_ends_the_worker_with_its_cause_and_is_not_reported(worker: Worker, folder: Path) -> None:
     uploaded = Future[Any]()
-    RayCommits("abc").report(7, False, folder, NAME, uploaded)
+    RayCommits("abc", 60.0).report(saved(7), folder, NAME, uploaded)
     uploaded.set_exception(OSError(28, "No space left on device"))
     told: Any = worker.runner.get_exception_queue().get(timeout=PATIENCE_S)
     assert isinstance(told._base_exc, OSError) and told._base_exc.errno == 28
@@ -148,7 +176,7 @@ def test_an_upload_that_fails_ends_the_worker_with_its_cause_and_is_not_reported
 
 def test_a_checkpoint_that_ray_does_not_list_is_an_error(worker: Worker, folder: Path) -> None:
     with pytest.raises(StorageError, match=f"not committed checkpoint {NAME}"):
-        RayCommits("abc").wait(NAME)
+        RayCommits("abc", 60.0).wait(NAME)
 
 
 def test_an_upload_that_storage_rejects_for_now_is_tried_again(
@@ -164,7 +192,7 @@ def test_an_upload_that_storage_rejects_for_now_is_tried_again(
             raise OSError(tried[-1])
         return name
 
-    commits: Any = RayCommits("abc")
+    commits: Any = RayCommits("abc", 60.0)
     commits.storage = SimpleNamespace(persist_current_checkpoint=persist)
     with pytest.raises(OSError, match="SLOW_DOWN"):
         commits.upload(folder, NAME)
@@ -181,7 +209,7 @@ def test_the_controller_commits_when_every_rank_has_reported(worker: Worker, fol
     handler = ReportCallbackHandler([SimpleNamespace(after_report=lambda **report: taken.append(report))])  # type: ignore[list-item]
     group: Any = [None, None]
     handler.after_worker_group_start(group)
-    report = _TrainingReport(RayCommits("abc").upload(folder, NAME), {"step": 7}, False)
+    report = _TrainingReport(RayCommits("abc", 60.0).upload(folder, NAME), {"step": 7}, False)
     for rank in (1, 0):
         reports = {r: WorkerStatus(running=True, training_report=report if r == rank else None) for r in range(2)}
         assert taken == []
