@@ -167,6 +167,13 @@ class Console:
                 f"the batch has {batch:,}: {batch_advice(batch / noise)}"
             )
 
+    def _profile(self, event: dict[str, Any], data: Frozen) -> None:
+        whole, exposed = event["communication_share"], event["exposed_communication_share"]
+        self.say(
+            f"{self._clock()} {whole:.1%} of step {event['step']:,} was communication between {event['world_size']} "
+            f"workers, {exposed:.1%} while nothing was computed"
+        )
+
     def _healing(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} warning: {event['message']}; {event['action']}")
 

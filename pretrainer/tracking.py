@@ -201,8 +201,13 @@ def _look_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
     if event["noise_scale_tokens"] is not None:
         out.append(("noise/scale_tokens", event["noise_scale_tokens"], event["step"]))
         out.append(("noise/batch_tokens", event["batch_tokens"], event["step"]))
-    names = ("host_peak_bytes", "device_peak_bytes", "device_utilization")
+    names = ("host_peak_bytes", "device_peak_bytes", "device_utilization", "monitor_share")
     return out + [(f"speed/{name}", event[name], event["step"]) for name in names if name in event]
+
+
+def _profile_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    names = ("communication_share", "exposed_communication_share")
+    return [(f"speed/{name}", event[name], event["step"]) for name in names]
 
 
 EVENT_METRICS = {
@@ -213,6 +218,7 @@ EVENT_METRICS = {
     "goodput": _goodput_metrics,
     "healing": _healing_metrics,
     "look": _look_metrics,
+    "profile": _profile_metrics,
 }
 
 

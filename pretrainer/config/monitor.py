@@ -15,6 +15,11 @@ class MonitorConfig:
     noise_slot_blocks: int = 1
     """Slot blocks of which a close look computes the gradient alone, for the gradient noise scale; 0 leaves it out."""
 
+    profile_every_steps: int = 1000
+    """Steps between two that are profiled for the share of communication in a step, the 20th of every start besides;
+    0 profiles none."""
+
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "monitor.every_steps", self.every_steps, "use 0 or more")
+        require(self.profile_every_steps >= 0, "monitor.profile_every_steps", self.profile_every_steps, "use 0 or more")
         require(self.noise_slot_blocks >= 0, "monitor.noise_slot_blocks", self.noise_slot_blocks, "use 0 or more")

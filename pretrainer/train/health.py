@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from pretrainer.train.selection import mean_loss
+
 WINDOW_STEPS = 32
 BEGINNING_STEPS = 100  # steps before the beginning is over, warm-up included
 FAR_FROM_CHANCE_NATS = 1.0
 WORSE_THAN_FIRST_NATS = 0.5
 VANISHED = 1e-3  # of the norm at the beginning
+GAP_NATS = 0.2  # by which the held-out loss moves away from the training loss
 RESTLESS = 3.0  # times the least that the loss has varied
 
 
@@ -32,6 +35,7 @@ class Known:
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
     least_noise: float = math.inf
+    gaps: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss minus training loss)
 
     @property
     def is_past_beginning(self) -> bool:
@@ -47,6 +51,20 @@ class Known:
         self.norms.append(step["grad_norm"])
         if self.is_past_beginning:
             self.least_noise = min(self.least_noise, noise(self.losses))
+
+
+    def validated(self, step: int, loss: float) -> None:
+        """A held-out loss behind the beginning, beside the training loss of the last steps."""
+        if self.is_past_beginning:
+            self.gaps.append((step, loss - level(self.losses)))
+
+
+def level(losses: deque[float]) -> float:
+    """The loss of now: where a straight line through the last ones ends; their mean lags behind a falling loss."""
+    count, mean = len(losses), sum(losses) / len(losses)
+    middle = (count - 1) / 2
+    slope = sum((n - middle) * loss for n, loss in enumerate(losses)) / sum((n - middle) ** 2 for n in range(count))
+    return mean + slope * middle
 
 
 def noise(losses: deque[float]) -> float:
@@ -95,6 +113,18 @@ def restless(known: Known) -> str | None:
     )
 
 
+def overfitting(known: Known) -> str | None:
+    """Sources and their held-out parts may differ by nature: what counts is that they move apart."""
+    (then, least), (step, now) = min(known.gaps, key=lambda gap: gap[1]), known.gaps[-1]
+    if now <= least + GAP_NATS:
+        return None
+    return (
+        f"the held-out loss is {now:+.3f} from the training loss at step {step}, and was {least:+.3f} from it at step "
+        f"{then}: the model learns its training text by heart; more text, fewer epochs or an earlier end "
+        "(evaluation.stop_after_validations) is the usual remedy"
+    )
+
+
 Sign = Callable[[Known], str | None]
 SIGNS: dict[str, Sign] = {"divergence": divergence, "vanishing": vanishing, "restless": restless}
 
@@ -111,6 +141,9 @@ class Health:
             losses = [values["loss"] for values in event["sources"].values()]
             self.known.first_validation = sum(losses) / len(losses)
             return self._tell("first_loss", first_loss(self.known))
+        if event["kind"] == "validation":
+            self.known.validated(event["step"], mean_loss(event["sources"]))
+            return self._tell("overfitting", overfitting(self.known)) if self.known.gaps else []
         warnings = []
         for step in event["steps"] if event["kind"] == "steps" else ():
             if step["applied"]:

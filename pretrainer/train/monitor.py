@@ -14,6 +14,7 @@ import logging
 import math
 import re
 import resource
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -119,22 +120,40 @@ class Monitor:
         self.seen: dict[str, dict[str, Tensor]] | None = None  # of the close look that is going on
         self.before: dict[str, Tensor] = {}
         self.probes: Tensor | None = None
+        self.since_s, self.spent_s = time.perf_counter(), 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Everything that a monitor does is inside, so that it knows what it costs."""
+        began_s = time.perf_counter()
+        yield
+        self.spent_s += time.perf_counter() - began_s
+
+    def share(self) -> float:
+        """Of the time since the last call, what the monitor took on the host; a look waits for the device."""
+        now_s, spent_s = time.perf_counter(), self.spent_s
+        whole_s, self.since_s, self.spent_s = now_s - self.since_s, now_s, 0.0
+        return spent_s / max(1e-9, whole_s)
 
     # ------------------------------------------------------------------------------------------------- every step
 
     def passed(self, batch: MicroBatch, nll: Tensor) -> None:
-        source = self.source_of(batch.slot_block)
-        self.sums[0, source] += nll
-        self.sums[1, source] += (batch.targets != IGNORE).sum()
+        with self.counted():
+            source = self.source_of(batch.slot_block)
+            self.sums[0, source] += nll
+            self.sums[1, source] += (batch.targets != IGNORE).sum()
 
     def gradient(self, model: nn.Module) -> None:
         if self.seen is not None:
-            self.seen["gradient"] = layer_norms({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+            with self.counted():
+                given = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+                self.seen["gradient"] = layer_norms(given)
 
     def source_losses(self) -> list[float | None]:
         """By source, nats per target since the last call; None without targets. Every rank calls it, and it waits."""
-        total = sum_over_ranks(self.sums.clone(), token_group(self.model)).tolist()
-        self.sums.zero_()
+        with self.counted():
+            total = sum_over_ranks(self.sums.clone(), token_group(self.model)).tolist()
+            self.sums.zero_()
         return [nats / targets if targets else None for nats, targets in zip(*total, strict=True)]
 
     # ------------------------------------------------------------------------------------------------- a close look
@@ -146,13 +165,18 @@ class Monitor:
     def begin(self, step: int, per_step: int, prepared: Sequence[Prepared], loss_scale: LossScale | None) -> None:
         """Before the step is trained; prepared is what this rank has of it."""
         self.seen, first = {}, step * per_step
-        if self.config.noise_slot_blocks:
-            self._probe(range(first, first + min(self.config.noise_slot_blocks, per_step)), prepared, loss_scale)
-        self.before = {name: local(p).detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}
+        with self.counted():
+            if self.config.noise_slot_blocks:
+                self._probe(range(first, first + min(self.config.noise_slot_blocks, per_step)), prepared, loss_scale)
+            self.before = {name: local(p).detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}
 
     def end(self) -> dict[str, Any]:
         """After it: parameters/<layer>, update/<layer>, gradient/<layer>, activations/<layer>/rms and /max as numbers,
         and `probes`: (squared norm, targets) of the slot blocks that were computed alone. It waits for the device."""
+        with self.counted():
+            return self._end()
+
+    def _end(self) -> dict[str, Any]:
         assert self.seen is not None
         parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         moved = {n: _like(p, local(p) - self.before[n].to(p.device)) for n, p in parameters.items()}

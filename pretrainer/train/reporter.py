@@ -91,7 +91,9 @@ class Reporter:
         if state.step % every == 0 or self.steps_here == 1 or state.step == self.spec.config.total_steps:
             self._flush(state, result, monitor.source_losses())
 
-    def looked(self, state: TrainState, look: dict[str, Any], result: StepResult, targets: int) -> None:
+    def looked(
+        self, state: TrainState, look: dict[str, Any], result: StepResult, targets: int, monitor_share: float
+    ) -> None:
         """What a close look has found; the global batch is the big one of the noise scale."""
         if result.applied:
             self.noise.look(look["probes"], result.grad_norm, targets)
@@ -103,9 +105,14 @@ class Reporter:
                 "noise_scale_tokens": self.noise.scale_tokens,
                 "batch_tokens": targets,
                 "looks": len(self.noise.signal),
+                "monitor_share": monitor_share,
                 **memory_use(self.device),
             }
         )
+
+    def profiled(self, step: int, shares: dict[str, float]) -> None:
+        """How much of a step was communication on rank 0."""
+        self._send({"kind": "profile", "step": step, "world_size": self.world, **shares}, is_progress=False)
 
     def _flush(self, state: TrainState, result: StepResult, source_losses: Sequence[float | None] = ()) -> None:
         steps = [

@@ -31,6 +31,7 @@ from pretrainer.train.audit import Audit
 from pretrainer.train.blocks import open_blocks
 from pretrainer.train.checkpoint import load_sharded
 from pretrainer.train.committed import remove_uncommitted
+from pretrainer.train.communication import is_due, watched
 from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import make_deterministic
 from pretrainer.train.feed import Feed
@@ -143,7 +144,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     watch = PreemptionWatch(rank)
     monitor = Monitor(config.monitor, model, len(config.data.sources), lambda n: spec.order.expected(n)[0], device)
     stepper = Stepper(config, model, optimizer, loss_scale, detector, monitor)
-    feed, stop, saved_step = Feed(device), False, state.step
+    feed, stop, first_step, saved_step = Feed(device), False, state.step, state.step
     unjudged: list[tuple[int, StepResult]] = []  # the host looks at a verdict one step later
 
     def loss_of(step: int) -> float:
@@ -172,14 +173,17 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         left_out, looks = healer.left_out(step), monitor.is_due(step)
         if looks and left_out is None:
             monitor.begin(step, config.slot_blocks_per_step, prepared, loss_scale)
-        result = left_out or stepper.run(prepared, most, targets, rate, clip_norm)
+        with watched(is_due(step, first_step, config.monitor.profile_every_steps, world), device) as talk:
+            result = left_out or stepper.run(prepared, most, targets, rate, clip_norm)
         feed.launched()
         if layout.reads(rank):
             audit.add(step, mine, [p.tokens for p in prepared], result)
+        if talk.found:
+            reporter.profiled(step + 1, talk.found)
         state.step, state.tokens = step + 1, state.tokens + config.train.global_batch_tokens
         reporter.step(state, result, rate, targets, max(0.0, wait_s - hidden_s), monitor)
         if looks and left_out is None:
-            reporter.looked(state, monitor.end(), result, targets)
+            reporter.looked(state, monitor.end(), result, targets, monitor.share())
         stop = stops > 0
         last = stop or state.step == end
         notice = watch.look() if look else None

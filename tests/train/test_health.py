@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pretrainer.train.health import Health, noise
+from pretrainer.train.health import Health, level, noise
 
 CHANCE = math.log(2048)
 
@@ -33,7 +34,8 @@ def falling(step: int) -> float:
 
 
 def validation(*losses: float, step: int = 0) -> dict[str, Any]:
-    return {"kind": "validation", "step": step, "sources": {str(n): {"loss": loss} for n, loss in enumerate(losses)}}
+    sources = {str(n): {"loss": loss, "targets": 100} for n, loss in enumerate(losses)}
+    return {"kind": "validation", "step": step, "sources": sources}
 
 
 def test_a_healthy_run_is_told_nothing() -> None:
@@ -63,11 +65,33 @@ def test_a_loss_that_varies_more_and_more_is_told() -> None:
 
 
 def test_a_trend_is_no_noise() -> None:
-    from collections import deque
-
     assert noise(deque([3.0 - 0.01 * n for n in range(32)])) < 0.01
     values = [random.Random(n).gauss(0, 0.3) for n in range(2000)]
     assert noise(deque(values)) == pytest.approx(0.3, rel=0.05)
+
+
+def test_a_held_out_loss_that_leaves_the_training_loss_behind_is_told() -> None:
+    """The held-out text may be harder or easier from the start; what is told is that the two move apart."""
+    for offset in (0.0, 0.7, -0.7):
+        events: list[dict[str, Any]] = []
+        for n, event in enumerate(steps(falling)):
+            rising = 0.001 * max(0, 10 * n - 200)
+            held_out = 2.0 + 5.6 * math.exp(-(10 * n + 10) / 80) + offset + rising
+            events += [event, validation(held_out, step=10 * n + 10)]
+        ((name, step),) = told(*events)
+        assert name == "overfitting" and 340 <= step <= 400, "0.001 a step from step 200 on, to 0.2"
+        healthy = [event for event in events if event["kind"] == "steps"]
+        assert told(*healthy, *(validation(2.0 + offset, step=400) for _ in range(3))) == []
+
+
+def test_a_gap_before_the_beginning_is_over_says_nothing() -> None:
+    early = [validation(0.5, step=20), validation(9.0, step=30)]
+    assert told(*steps(falling)[:3], *early, *steps(falling)[3:], validation(2.0, step=400)) == []
+
+
+def test_the_level_of_a_falling_loss_is_where_it_is_now() -> None:
+    assert level(deque(9.0 - 0.25 * n for n in range(32))) == pytest.approx(9.0 - 0.25 * 31)
+    assert level(deque([2.0] * 32)) == pytest.approx(2.0)
 
 
 def test_steps_that_were_not_applied_say_nothing() -> None:

@@ -40,7 +40,7 @@ def reporter(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Reporter:
 
 def saved(step: int, asked: bool = False) -> Saved:
     state = TrainState(step=step, order_digest=f"digest {step}", weights_sha256="w")
-    return Saved(state, asked, 0.0, blocking_s=0.25, total_s=2.0)
+    return Saved(state, asked, None, 0.0, blocking_s=0.25, total_s=2.0)
 
 
 def test_a_commit_is_told_with_its_step_and_its_cost(reporter: Reporter, recorder: Recorder) -> None:
