@@ -168,9 +168,9 @@ class Reporter:
         self._send({"kind": "validation", "step": state.step, "sources": {k: asdict(v) for k, v in results.items()}})
         self.interval = Interval()  # validation is not training time
 
-    def evaluation(self, state: TrainState, cadence: Cadence, tasks: Tasks, seconds: float) -> None:
+    def evaluation(self, state: TrainState, cadence: Cadence, tasks: Tasks, seconds: float, folder: str) -> None:
         """Task files, scored by the workers; rank 0 also keeps it in the run folder."""
-        event = evaluation_event(state.step, cadence, tasks, seconds, "workers")
+        event = evaluation_event(state.step, cadence, tasks, seconds, "workers", folder)
         if self.rank == 0:
             write_point(Store(self.spec.run_uri), event)
         self._send(event)

@@ -58,10 +58,9 @@ def is_over(state: TrainState, config: EvaluationConfig) -> bool:
 POINTS = "evaluation/points"
 
 
-def evaluation_event(
-    step: int, cadence: Cadence, tasks: Tasks, seconds: float, by: str, folder: str | None = None
-) -> dict[str, Any]:
-    """The recorder's event. by: "workers", which waited so many seconds, or "beside" the training, from a folder."""
+def evaluation_event(step: int, cadence: Cadence, tasks: Tasks, seconds: float, by: str, folder: str) -> dict[str, Any]:
+    """The recorder's event. by: "workers", which waited so many seconds, or "beside" the training. folder: name of the
+    checkpoint's."""
     about = {"step": step, "cadence": cadence, "seconds": seconds, "by": by, "folder": folder}
     return {"kind": "evaluation", "tasks": tasks, **about}
 

@@ -30,7 +30,7 @@ from pretrainer.train import batch as slots
 from pretrainer.train.audit import Audit
 from pretrainer.train.blocks import open_blocks
 from pretrainer.train.checkpoint import load_sharded
-from pretrainer.train.committed import remove_uncommitted
+from pretrainer.train.committed import folder_name, remove_uncommitted
 from pretrainer.train.communication import is_due, watched
 from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import make_deterministic
@@ -49,6 +49,7 @@ from pretrainer.train.reporter import Reporter
 from pretrainer.train.saving import Saving
 from pretrainer.train.scaling import LossScale, first_scale
 from pretrainer.train.schedule import learning_rate
+from pretrainer.train.scores import Scores
 from pretrainer.train.selection import is_over, judge, mean_loss
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.spikes import Detector
@@ -112,7 +113,8 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     layout, ring = ranks.layout, Ring.of(ranks.ring)
     model = build_model(config.model, spec.vocab_size, config.train, device, ranks)
     optimizer = build_optimizer(model, config.train)
-    state = _restore(spec, model, optimizer)
+    checkpoint = ray.train.get_checkpoint()
+    state = _restore(spec, model, optimizer, checkpoint)
     is_new = state is None
     if state is None:
         init_weights(model, config.run.seed)
@@ -137,7 +139,9 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     elif config.stability.rolls_back:
         saving.keep(state)
     total, end, every = config.total_steps, spec.end_step, config.train
-    over, scores = is_over(state, config.evaluation), spec.evaluator
+    over, scores = is_over(state, config.evaluation), Scores(spec, model, device, rank, phases, reporter)
+    if checkpoint is not None:
+        scores.make_up(state, over or state.step == total, checkpoint.path.rstrip("/").rsplit("/", 1)[-1])
     if state.step == total or over:  # the driver was lost between the last checkpoint and the summary
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     blocks = KeptBlocks(open_blocks(spec, ranks, rank, state.step, phases), config.stability.rolls_back)
@@ -210,11 +214,6 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             judge(state, mean_loss({name: asdict(one) for name, one in held.items()}), config.evaluation)
         over = saves and is_over(state, config.evaluation)
         last = last or over
-        cadence = config.evaluation.due(state.step, over or state.step == total) if saves and scores else None
-        if scores and cadence and not scores.beside:
-            began_s = time.perf_counter()
-            tasks = scores.score(model, device, cadence, partial(phases.enter, "evaluate", state.step))
-            reporter.evaluation(state, cadence, tasks, time.perf_counter() - began_s)
         samples = state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last
         if samples and config.model.causal:  # a model that reads in both directions has no next token
             phases.enter("sample", state.step)
@@ -224,11 +223,13 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             reporter.sample(state, [*spec.sample_prompt, *ids])
         if saves:
             _keep(state, loss_scale, detector, spec.segment)
-            beside = cadence if scores and scores.beside else None
+            beside = scores.beside(state.step, over or state.step == total)
             reporter.paused(saving.save(state, now=leaving or over, asked=wanted > 0, cadence=beside))
             saved_step = state.step
             blocks.forget(saved_step)
             healer.forget(saved_step)
+            if not (stops or wanted or notice is not None):
+                scores.score(state, over or state.step == total, folder_name(state.step, audit.attempt))
         for saved in saving.check():
             reporter.checkpoint(state, saved)
         if notice is not None and not last:
@@ -281,9 +282,10 @@ def _resume(state: TrainState, loss_scale: LossScale | None, detector: Detector,
     detector.load(state.window if state.window_segment == segment else None)
 
 
-def _restore(spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:
+def _restore(
+    spec: WorkerSpec, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: ray.train.Checkpoint | None
+) -> TrainState | None:
     """Weights, optimizer and state from the newest committed checkpoint, at any world size; None at the first start."""
-    checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:

@@ -99,8 +99,8 @@ def test_points_of_a_run_are_read_in_their_order_and_a_later_one_of_a_step_takes
     run = Store(str(tmp_path))
     assert read_points(run) == [] and read_point(run, 20, "full") is None
     for step, cadence, seconds in ((1000, "full", 1.0), (20, "medium", 2.0), (20, "full", 3.0), (20, "full", 4.0)):
-        write_point(run, evaluation_event(step, cadence, RESULT, seconds, "workers"))  # type: ignore[arg-type]
+        write_point(run, evaluation_event(step, cadence, RESULT, seconds, "workers", "f"))  # type: ignore[arg-type]
     found = [(point["step"], point["cadence"], point["seconds"]) for point in read_points(run)]
     assert found == [(20, "full", 4.0), (20, "medium", 2.0), (1000, "full", 1.0)]
     point = read_point(run, 20, "full")
-    assert point is not None and point["tasks"] == RESULT and point["by"] == "workers" and point["folder"] is None
+    assert point is not None and point["tasks"] == RESULT and point["by"] == "workers" and point["folder"] == "f"
