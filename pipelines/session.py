@@ -191,10 +191,10 @@ def end_trainer(recorder: Any, thread: threading.Thread) -> None:
 
 def _validation(session: Session) -> Any:
     """What Ray Train calls with a checkpoint; None where the workers evaluate, or nobody."""
-    suite, on_gpu = session.suite, uses_gpu(session.config, session.cluster)
+    suite = session.suite
     if suite is None or not suite.beside:
         return None
-    gpus = evaluation_gpus(session.config, on_gpu)
+    gpus = evaluation_gpus(session.config, uses_gpu(session.config, session.cluster))
     return validation_config(suite, session.data.vocab_size, session.recorder, gpus)
 
 

@@ -82,7 +82,7 @@ def test_a_trainer_that_would_go_on_is_ended_and_that_is_no_failure_of_the_run(
     trainer = Endless()
     monkeypatch.setattr(module, "make_trainer", lambda *_: trainer)
     monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda value: value, kill=lambda actor: actor.killed.set()))
-    for name in ("worker_spec", "_stream", "uses_gpu", "data_cpus"):
+    for name in ("worker_spec", "_stream", "_validation", "uses_gpu", "data_cpus"):
         monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(module, "stop_signals", lambda _: nullcontext(SimpleNamespace(overdue=lambda: not events)))
     monkeypatch.setattr(module, "_follow", lambda _session, outcome, _console: outcome.events.extend(events))
