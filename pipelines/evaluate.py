@@ -111,9 +111,9 @@ def open_run(run: Store, options: argparse.Namespace) -> Subject:
     if not config.model.causal:
         raise UserError(f"{run.uri} was trained with model.causal=false: it fills masks and gives no text a likelihood")
     wanted, tokenizer = read_config(options, run), load_tokenizer(run.child("data").uri)
-    folders = choose_checkpoints(run, options.checkpoints)
+    folders, rows = choose_checkpoints(run, options.checkpoints), config.model.rows(tokenizer.vocab_size)
     models: dict[int | None, Callable[[], Transformer]] = {
-        step: partial(load_model, config, run, folder, tokenizer.vocab_size) for step, folder in folders.items()
+        step: partial(load_model, config, run, folder, rows) for step, folder in folders.items()
     }
     tasks = [read_task(task) for task in wanted.tasks] + held_out_tasks(run)
     open_files = ", ".join(unprotected(config, wanted.tasks))

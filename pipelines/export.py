@@ -71,7 +71,7 @@ def export_checkpoint(config: Config, run: Store, checkpoint: str, folder: Path)
     with tempfile.TemporaryDirectory() as local:
         download(run.child(checkpoint), Path(local))
         weights = load_full_state_dict(local)
-        to_hf(weights, config.model, tokenizer.vocab_size, folder, config.data.seq_len, special_ids)
+        to_hf(weights, config.model, config.model.rows(tokenizer.vocab_size), folder, config.data.seq_len, special_ids)
     export_hf(tokenizer, folder)
 
 

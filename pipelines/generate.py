@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     if not config.model.causal:
         raise UserError(f"{run.uri} was trained with model.causal=false: it fills masks and cannot continue a text")
     tokenizer = load_tokenizer(run.child("data").uri)
-    model = load_model(config, run, checkpoint_folder(run, options.checkpoint), tokenizer.vocab_size)
+    model = load_model(config, run, checkpoint_folder(run, options.checkpoint), config.model.rows(tokenizer.vocab_size))
     prompt = [tokenizer.bos_id, *(int(i) for i in tokenizer.encode(options.prompt))]
     ids = generate(
         model, prompt, options.max_new_tokens, options.temperature, options.top_k, options.seed, tokenizer.eos_id

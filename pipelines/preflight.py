@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.cli import Cluster, cluster, running_cluster
+from pipelines.continuation import rows_of
 from pipelines.evaluating import check_evaluation, evaluation_rows
 from pretrainer.config import Config, DataConfig
 from pretrainer.data.curation import check_curation
+from pretrainer.data.curriculum import epochs_needed, make_segments
 from pretrainer.data.dedup.memory import bytes_per_document, refuse_if_too_large
 from pretrainer.data.dedup.sealed import survey
-from pretrainer.data.mixture import make_mixture, mixing_weights
+from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.pipeline import data_cpus
 from pretrainer.data.readers.source import Manifest
 from pretrainer.data.readers.units import UnitPlan
@@ -106,12 +108,12 @@ def _check_exact(config: Config, cluster: Cluster) -> None:
     together = -(-config.train.worker_range[0] // cluster.nodes)  # workers of the node that has most
     where = f"the cluster's largest node, for each of {together} workers on it,"
     half = config.train.precision == "bfloat16"
-    check_exact_memory(config.model, config.tokenizer.vocab_size, half, cluster.node_memory_bytes / together, where)
+    check_exact_memory(config.model, config.vocab_size, half, cluster.node_memory_bytes / together, where)
 
 
 def _check_memory(config: Config, cluster: Cluster) -> None:
     """A step must fit at the smallest number of workers, which shards least: on the largest kind of GPU, or a node."""
-    workers, on_gpu, vocab_size = config.train.worker_range[0], uses_gpu(config, cluster), config.tokenizer.vocab_size
+    workers, on_gpu, vocab_size = config.train.worker_range[0], uses_gpu(config, cluster), config.vocab_size
     if on_gpu:
         known = [device_bytes(name) for name in cluster.accelerators]
         if known and None not in known:
@@ -126,9 +128,10 @@ def _check_memory(config: Config, cluster: Cluster) -> None:
 def _check_length(config: Config, manifest: Manifest) -> None:
     """Refuse now, not after a week, a source that cannot reach the asked tokens even if every byte became a token."""
     sizes = manifest.source_bytes()
-    mixture = make_mixture(mixing_weights(config.data.sources, sizes), config.data.mix_cycle)
+    segments = make_segments(config, mixing_weights(config.data.sources, sizes))
+    epochs = epochs_needed(segments, config.train.global_batch_tokens, sizes)
     for i, (source, size) in enumerate(zip(config.data.sources, sizes, strict=True)):
-        wanted = config.total_steps * config.train.global_batch_tokens * mixture.shares[i] / mixture.cycle
+        wanted = epochs[i] * max(1.0, size)
         compressed = any(
             shard.path.endswith((".gz", ".zst", ".lz4", ".bz2", ".xz", ".parquet")) for shard in manifest.shards(i)
         )
@@ -149,11 +152,12 @@ def plan_lines(config: Config, manifest: Manifest, cluster: Cluster, vocab_size:
     """The derived plan, one aligned line per number."""
     rows = [
         *_model_rows(config, vocab_size),
+        *rows_of(config),
         *_training_rows(config, cluster, vocab_size),
         *_cluster_rows(config, cluster),
         *evaluation_rows(config, cluster, uses_gpu(config, cluster)),
         *_index_rows(config.data),
-        *_source_rows(config.data, manifest),
+        *_source_rows(config, manifest),
     ]
     return [f"  {name:<22}{text}" for name, text in rows]
 
@@ -230,9 +234,10 @@ def _index_rows(data: DataConfig) -> list[Row]:
     return [own, *sealed_rows] if data.dedup.near or data.dedup.exact else sealed_rows
 
 
-def _source_rows(data: DataConfig, manifest: Manifest) -> list[Row]:
-    sizes = manifest.source_bytes()
-    mixture = make_mixture(mixing_weights(data.sources, sizes), data.mix_cycle)
+def _source_rows(config: Config, manifest: Manifest) -> list[Row]:
+    """With the shares of the first segment."""
+    data, sizes = config.data, manifest.source_bytes()
+    mixture = make_segments(config, mixing_weights(data.sources, sizes))[0].order.mixture
     return [
         (
             f"source {source.name}",

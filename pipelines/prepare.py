@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.cli import Cluster, cluster, config_parser, read_config, run_main
+from pipelines.cli import Cluster, cluster, config_parser, run_main
+from pipelines.continuation import read_resolved
 from pipelines.preflight import check
 from pipelines.progress import Console
 from pipelines.results import document_counts, document_table
@@ -21,7 +22,6 @@ from pretrainer.config import Config
 from pretrainer.data.pipeline import curate
 from pretrainer.data.plan import SourcePlan
 from pretrainer.lease import hold
-from pretrainer.model.presets import resolve_model_of
 from pretrainer.storage import Store, resolve_run
 
 SAY_EVERY_S = 10.0
@@ -29,7 +29,7 @@ SAY_EVERY_S = 10.0
 
 def main(arguments: Sequence[str]) -> int:
     started_s = time.time()
-    config = resolve_model_of(read_config(config_parser("prepare", __doc__.split("\n\n")[0]).parse_args(arguments)))
+    config, _parent = read_resolved(config_parser("prepare", __doc__.split("\n\n")[0]).parse_args(arguments))
     run = resolve_run(config.run.name, config.run.storage)
     with cluster(config) as there:
         return prepare(config, run, there, Console(started_s, config))

@@ -14,14 +14,15 @@ import json
 import time
 from collections.abc import Sequence
 
-from pipelines.cli import Cluster, cluster, config_parser, read_config, run_main
+from pipelines.cli import Cluster, cluster, config_parser, run_main
+from pipelines.continuation import changes_from, read_resolved
+from pipelines.parent import Parent
 from pipelines.preflight import check, local_cluster, plan_lines
 from pipelines.progress import Console
 from pipelines.start import open_data
 from pretrainer.config import Config
 from pretrainer.data.readers.source import Manifest
 from pretrainer.lease import Lease, hold
-from pretrainer.model.presets import resolve_model_of
 from pretrainer.storage import Store, resolve_run
 
 
@@ -32,17 +33,17 @@ def main(arguments: Sequence[str]) -> int:
         "--dry-run", action="store_true", help="check everything, print the derived plan, train nothing"
     )
     options = parser.parse_args(arguments)
-    config = resolve_model_of(read_config(options))
+    config, parent = read_resolved(options)
     run = resolve_run(config.run.name, config.run.storage)
     if options.dry_run:
-        return dry_run(config, run)
+        return dry_run(config, run, parent)
     with cluster(config) as there:
         code = pretrain(config, run, there, started_s)
     print(run.child("summary.json").uri, flush=True)  # the last line, after Ray has said everything it has to say
     return code
 
 
-def dry_run(config: Config, run: Store) -> int:
+def dry_run(config: Config, run: Store, parent: Parent | None = None) -> int:
     """Every check and the plan; asks no cluster for anything but what it has."""
     with local_cluster(config) as there:
         manifest = check(config, run, there)
@@ -50,10 +51,11 @@ def dry_run(config: Config, run: Store) -> int:
             "\n".join(
                 [
                     f"plan of run {config.run.name} in {run.uri}",
-                    *plan_lines(config, manifest, there, config.tokenizer.vocab_size),
+                    *plan_lines(config, manifest, there, config.vocab_size),
                 ]
             )
         )
+        print("".join(f"  {line}\n" for line in (changes_from(config, parent) if parent else [])), end="")
         print("everything that can be checked beforehand is in order; nothing was trained (--dry-run)")
     return 0
 
@@ -74,7 +76,7 @@ def drive(
     config: Config, run: Store, there: Cluster, started_s: float, console: Console, manifest: Manifest, lease: Lease
 ) -> int:
     """The run's only driver, until the lease is lost."""
-    console.plan(run, there, plan_lines(config, manifest, there, config.tokenizer.vocab_size))
+    console.plan(run, there, plan_lines(config, manifest, there, config.vocab_size))
     data = open_data(config, run, console)
     # With torch behind them, and only behind the checks: a mistake is told in two seconds instead of five.
     from pipelines.results import finish

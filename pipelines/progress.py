@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.cli import Cluster
+from pipelines.forgetting import words
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Segment, epochs_needed
 from pretrainer.data.plan import load_tokenizer
@@ -113,7 +114,7 @@ class Console:
                 f"(gzip -9 {data.held_out[name].gzip_bits_per_byte:.3f}, "
                 f"unigram {data.held_out[name].unigram_bits_per_byte:.3f})"
             )
-        if event["step"] == 0:
+        if event["step"] == 0 and self.config.init.uri is None:
             first = next(iter(event["sources"].values()))["loss"]
             self.say(
                 f"{self._clock()} before training the loss is {first:.3f}; "
@@ -128,6 +129,9 @@ class Console:
 
     def _evaluation_failed(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} warning: {event['message']}")
+
+    def _forgetting(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(f"{self._clock()} forgetting at step {event['step']:,}: {words(event)}")
 
     def _sample(self, event: dict[str, Any], data: Frozen) -> None:
         text = decode(data, event["ids"])

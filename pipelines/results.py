@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from pipelines.export import export_checkpoint
+from pipelines.forgetting import words
 from pipelines.packing_report import packing_counts, packing_lines
 from pipelines.progress import Console, decode, goodput_lines, shown_metrics
 from pipelines.session import Outcome, Session
@@ -31,6 +32,7 @@ from pretrainer.storage import Store
 from pretrainer.train.committed import committed_checkpoint
 from pretrainer.train.copies import BEST, Place
 from pretrainer.train.healing import read_heals
+from pretrainer.train.initialise import recorded_digest
 from pretrainer.train.selection import read_points
 
 log = logging.getLogger(__name__)
@@ -135,6 +137,8 @@ def summarise(
         "tokens": done * config.train.global_batch_tokens,
         "train_loss": steps[-1]["loss"] if steps else None,
         **validation,
+        "forgetting": session.supervisor.forgetting.report,
+        "init": init_summary(session),
         "parameters": parameter_count(config.model, data.vocab_size),
         "active_parameters": parameter_count(config.model, data.vocab_size, active=True),
         "vocab_size": data.vocab_size,
@@ -182,6 +186,14 @@ def newest_scores(run: Store) -> dict[str, Any]:
     return {
         name: {"step": point["step"], **result} for point in read_points(run) for name, result in point["tasks"].items()
     }
+
+
+def init_summary(session: Session) -> dict[str, Any] | None:
+    """The model that the run began with, and the digest of its weights; None where they were drawn."""
+    init = session.config.init
+    if init.uri is None:
+        return None
+    return {"uri": init.uri, "checkpoint": init.checkpoint, "weights_sha256": recorded_digest(session.run)}
 
 
 def mixture(session: Session, step: int) -> dict[str, dict[str, float]]:
@@ -275,6 +287,7 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
             f"{number(summary['val_bits_per_byte'], '.3f')} (gzip -9 {number(summary['gzip_bits_per_byte'], '.3f')}, "
             f"unigram tokens {number(summary['unigram_bits_per_byte'], '.3f')})",
         ),
+        *([("forgetting", words(summary["forgetting"]))] if summary["forgetting"] else []),
         ("speed", f"{summary['tokens_per_s']:,.0f} tokens/s, waiting for data {summary['data_wait_fraction']:.1%}"),
         (
             "time",

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cli import Cluster
 from pipelines.evaluating import evaluates_beside, evaluation_gpus
+from pipelines.parent import origin
 from pipelines.preflight import uses_gpu
 from pipelines.progress import Console
 from pipelines.suite import Suite, freeze_suite, validation_config
@@ -291,6 +292,7 @@ def worker_spec(session: Session, segment: Segment) -> WorkerSpec:
         mask_vocabulary=mask_vocabulary_of(session.config, data.plans[0].data_uri),
         fence=session.lease.fence,
         evaluator=session.suite,
+        origin=origin(session.config, session.run),
     )
 
 

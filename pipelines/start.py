@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipelines.continuation import changes_from
+from pipelines.parent import adopt, recorded_parent
 from pipelines.progress import Console
 from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
@@ -17,7 +19,11 @@ def open_data(config: Config, run: Store, console: Console) -> Frozen:
         console.say("warning: a crash tore the list of checkpoints; the one before the last commit is in its place")
     for name in drop_missing(run):
         console.say(f"warning: checkpoint {name} is not in storage any more; the newest of the others counts")
-    data = freeze(config, run.child("data"))
+    held_before = adopt(config, run)
+    parent = recorded_parent(run)
+    for line in changes_from(config, parent) if parent else []:
+        console.say(f"  {line}")
+    data = freeze(config, run.child("data"), held_before)
     refuse_changed_stream(run, data)
     accept(data, run.child("data"))
     run.write("config.yaml", to_yaml(config).encode())

@@ -16,6 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.culprits import Culprits
+from pipelines.forgetting import Forgetting
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.prologue import Frozen
@@ -50,15 +51,16 @@ class Supervisor:
         self._looked_s = time.monotonic()
         self.copies = Copies(config, run, recorder.record.remote)
         self.culprits = Culprits(run, data, config.slot_blocks_per_step, recorder.record.remote)
-        self.health = Health(math.log(data.vocab_size))
+        self.health = Health(None if config.init.uri else math.log(data.vocab_size))
+        self.forgetting = Forgetting(config, run, data.held_out)
 
     def notice(self, event: dict[str, Any]) -> None:
         """Count an event: starts of worker groups and goodput stay in the run folder, over all starts of the run."""
         self.goodput.add(event)
         self.copies.notice(event)
         self.culprits.notice(event)
-        for warning in self.health.notice(event):
-            self.recorder.record.remote(warning)
+        for told in [*self.health.notice(event), *self.forgetting.notice(event)]:
+            self.recorder.record.remote(told)
         if event["kind"] == "start":
             self._start = event
             self.starts.append({k: event[k] for k in ("step", "segment", "world_size", "time_s")})

@@ -18,7 +18,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -32,8 +32,8 @@ from pretrainer.config_fields import describe_fields, format_help, hints, locate
 from pretrainer.errors import ConfigError
 
 __all__ = [
-    "describe_fields", "format_help", "load_config", "parse_config", "parse_evaluation", "shipped_configs",
-    "to_delta_yaml", "to_yaml",
+    "describe_fields", "format_help", "given_fields", "load_config", "parse_config", "parse_evaluation",
+    "shipped_configs", "to_delta_yaml", "to_yaml",
 ]  # fmt: skip
 
 # An override of the key drops a value of the other one that the file gave.
@@ -90,6 +90,33 @@ def _with_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> Config:
         _apply_override(raw, override, given)
         given.add(override.partition("=")[0])
     return _validate(_normalise(raw, Config))
+
+
+def given_fields(path: str | None, overrides: Sequence[str]) -> frozenset[str]:
+    """Dotted names of the fields that a YAML file and overrides give, an element of a list as its list.
+
+    What the shipped quickstart (path None) says is a default, not given.
+    """
+    raw: Any = {} if path is None else _parse_yaml(Path(os.path.expanduser(path)).read_text("utf-8"), path) or {}
+    for override in overrides:
+        raw = _set(raw, override.partition("=")[0].split("."))
+    return frozenset(_leaves(raw, Config, ""))
+
+
+def _set(raw: Any, path: Sequence[str]) -> Any:
+    """The mapping with something at a dotted name; what is not a mapping stays as it is."""
+    if not path or not isinstance(raw, dict | None):
+        return raw
+    return {**(raw or {}), path[0]: _set((raw or {}).get(path[0]), path[1:])}
+
+
+def _leaves(raw: Any, hint: Any, prefix: str) -> Iterator[str]:
+    for name, value in raw.items():
+        inner = hints(hint).get(name)
+        if dataclasses.is_dataclass(inner):
+            yield from _leaves(value or {}, inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def to_yaml(config: Config) -> str:

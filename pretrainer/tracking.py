@@ -210,6 +210,11 @@ def _profile_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
     return [(f"speed/{name}", event[name], event["step"]) for name in names]
 
 
+def _forgetting_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """Of a run that began with a loaded model: held-out loss on what it was trained on, less that at step 0."""
+    return [(f"forgetting/{name}", event[name], event["step"]) for name in ("loss", "bits_per_byte")]
+
+
 EVENT_METRICS = {
     "steps": _step_metrics,
     "validation": _validation_metrics,
@@ -219,6 +224,7 @@ EVENT_METRICS = {
     "healing": _healing_metrics,
     "look": _look_metrics,
     "profile": _profile_metrics,
+    "forgetting": _forgetting_metrics,
 }
 
 

@@ -149,7 +149,7 @@ def test_length_in_tokens_replaces_steps_and_the_other_way_round() -> None:
         ("data.dedup.treshold=1", ["did you mean data.dedup.threshold?"]),
         ("train.seq_len=3", ["train.seq_len=3", "did you mean data.seq_len?"]),
         ("modle.layers=2", ["modle", "did you mean model?"]),
-        ("zzz=1", ["zzz=1", "run, data, tokenizer, model, train"]),
+        ("zzz=1", ["zzz=1", "run, data, tokenizer, model, init, train"]),
         ("train.steps=true", ["train.steps=true", "a whole number"]),
         ("train.steps=1.5", ["train.steps=1.5", "a whole number"]),
         ("train.steps=0", ["train.steps=0", "1 or more"]),

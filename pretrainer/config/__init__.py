@@ -3,7 +3,7 @@
 This package needs the standard library alone, so that `pretrainer.model` runs on a bare GPU machine.
 Reading YAML and command-line overrides is the work of `pretrainer.config_load`.
 
-What the run *is* (`data`, `tokenizer`, `model`, `train`) decides the tokens and the weights; where it runs
+What the run *is* (`data`, `tokenizer`, `model`, `init`, `train`) decides the tokens and the weights; where it runs
 (`run.storage`, `tracking`, `cluster`) never does. `train.num_workers` belongs to the second kind although
 people look for it under `train`.
 """
@@ -25,6 +25,7 @@ from pretrainer.config.curation import (
 from pretrainer.config.data import DataConfig, SegmentConfig, TokenizerConfig
 from pretrainer.config.dedup import DedupConfig, LineDedupConfig
 from pretrainer.config.evaluation import EvaluationConfig, TaskConfig
+from pretrainer.config.init import InitConfig
 from pretrainer.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from pretrainer.config.monitor import MonitorConfig
 from pretrainer.config.sources import SourceConfig
@@ -34,7 +35,7 @@ from pretrainer.errors import require
 
 __all__ = [
     "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "EvaluationConfig",
-    "ExtractConfig", "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "MonitorConfig",
+    "ExtractConfig", "InitConfig", "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "MonitorConfig",
     "PerplexityConfig", "PiiConfig", "QualityConfig", "RopeScalingConfig", "RunConfig", "SegmentConfig", "SourceConfig",
     "StabilityConfig", "TaskConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
 ]  # fmt: skip
@@ -105,6 +106,8 @@ class Config:
     """The tokenizer: trained on the sources or loaded."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The architecture."""
+    init: InitConfig = field(default_factory=InitConfig)
+    """Continued pre-training: the model that the run begins with."""
     train: TrainConfig
     """Length, batch, optimizer, checkpoints."""
     stability: StabilityConfig = field(default_factory=StabilityConfig)
@@ -164,14 +167,14 @@ class Config:
 
     def check_widths(self) -> None:
         """Raise ConfigError for widths that train.tensor_parallel does not divide; a preset's are there when it is
-        filled in (model/presets.py)."""
+        filled in (model/presets.py), those of a loaded model when it is known."""
         parts, model = self.train.tensor_parallel, self.model
         widths = {"heads": model.heads, "kv_heads": model.num_kv_heads, "ffn_hidden": model.ffn_width}
         for name, width in widths.items():
             require(width % parts == 0, "train.tensor_parallel", parts, f"must divide model.{name}={width}")
 
     def _check_parallel(self) -> None:
-        if self.model.preset is None:
+        if self.model.preset is None and self.init.uri is None:
             self.check_widths()
         pieces = 2 * self.train.context_parallel
         lengths = {self.data.seq_len, *(segment.seq_len or self.data.seq_len for segment in self.data.curriculum)}
@@ -198,6 +201,11 @@ class Config:
             evaluation.best_by,
             "is never measured: set evaluation.medium_every_steps or evaluation.full_every_steps",
         )
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding, as far as it is known before the tokenizer is trained or loaded."""
+        return self.model.vocab_size or self.tokenizer.vocab_size
 
     @property
     def slot_blocks_per_step(self) -> int:

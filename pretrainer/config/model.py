@@ -139,6 +139,8 @@ class ModelConfig:
     """Every n-th block has no window although sliding_window is set; by default all blocks have it."""
     dropout: float = 0.0
     """Dropout on embeddings and on the output of each sub-layer."""
+    vocab_size: int | None = None
+    """Rows of the embedding; by default as many as the tokenizer has ids. More are padding."""
     tie_embeddings: bool = True
     """Share the input embedding with the output layer."""
     causal: bool = True
@@ -151,7 +153,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(self.layers >= 1, "model.layers", self.layers, "use 1 or more")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a number in [0, 1)")
-        for name in ("kv_heads", "head_width", "ffn_hidden", "context", "sliding_window", "global_attention_every"):
+        for name in ("kv_heads", "head_width", "ffn_hidden", "context", "sliding_window", "global_attention_every",
+                     "vocab_size"):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name}", value, "use 1 or more, or null")
         require(self.heads >= 1, "model.heads", self.heads, "use 1 or more")
@@ -237,6 +240,16 @@ class ModelConfig:
         if self.ffn_hidden is not None:
             return self.ffn_hidden
         return -(-(8 * self.hidden // 3 if self.gated else 4 * self.hidden) // 64) * 64
+
+    def rows(self, ids: int) -> int:
+        """Rows of the embedding with a tokenizer of so many ids."""
+        require(
+            self.vocab_size is None or self.vocab_size >= ids,
+            "model.vocab_size",
+            self.vocab_size,
+            f"the tokenizer has {ids:,} ids: leave it out, or use more",
+        )
+        return self.vocab_size or ids
 
     @property
     def gated(self) -> bool:

@@ -55,7 +55,7 @@ class Frozen:
 
     plans: tuple[SourcePlan, ...]
     segments: tuple[Segment, ...]
-    vocab_size: int
+    vocab_size: int  # rows of the embedding
     held_out: dict[str, HeldOut]
     fingerprint: str
     sizes: tuple[float, ...]  # |D_i|: bytes of each source's shards times the share that filters keep of a pilot
@@ -63,24 +63,30 @@ class Frozen:
     parts: dict[str, Any] = field(default_factory=dict, repr=False)  # what the fingerprint is made of
 
 
-def freeze(config: Config, data: Store) -> Frozen:
-    """Make or read back everything that is fixed before the stream starts; needs a Ray cluster."""
+def freeze(config: Config, data: Store, held_before: Mapping[str, pa.Table] | None = None) -> Frozen:
+    """Make or read back everything that is fixed before the stream starts; needs a Ray cluster.
+
+    held_before: by source, documents (schema.DOCUMENTS) that were held out when the loaded model was trained. They are
+    held out here too, in place of those that this run would choose, of which that model has seen some.
+    """
     manifest = freeze_manifest(config, data)
     freeze_resources(resource_uris(config.data), data)
     drafts = draft_plans(config.data, manifest, data)
     pilots = [run_pilot(plan) for plan in drafts]
-    held = [pilot.held for pilot in pilots]
+    before = held_before or {}
+    held = [before.get(plan.source.name, pilot.held) for plan, pilot in zip(drafts, pilots, strict=True)]
     freeze_decontamination(config.data, held, [pilot.background for pilot in pilots], data)
     kept = [size * pilot.share for size, pilot in zip(manifest.source_bytes(), pilots, strict=True)]
     sizes = freeze_sizes(kept, data)
     weights = mixing_weights(config.data.sources, sizes)
-    tokenizer = freeze_tokenizer(config.tokenizer, drafts, weights, held, data)
+    tokenizer = freeze_tokenizer(config.tokenizer, drafts, weights, held, data, config.init.add_tokens)
+    rows = config.model.rows(tokenizer.vocab_size)
     segments = make_segments(config, weights)
     parts = _parts(config, manifest, held, segments, data)
     plans = _plans(drafts, parts, tokenizer)
     changes = tuple(changes_since_start(parts, data))
     summary = freeze_held_out(plans, held, data)
-    return Frozen(plans, segments, tokenizer.vocab_size, summary, fingerprint.digest(parts), sizes, changes, parts)
+    return Frozen(plans, segments, rows, summary, fingerprint.digest(parts), sizes, changes, parts)
 
 
 def accept(frozen: Frozen, data: Store) -> None:
@@ -99,7 +105,7 @@ def thaw(config: Config, data: Store) -> Frozen:
     return Frozen(
         _plans(draft_plans(config.data, manifest, data), parts, tokenizer),
         make_segments(config, mixing_weights(config.data.sources, sizes)),
-        tokenizer.vocab_size,
+        config.model.rows(tokenizer.vocab_size),
         {name: HeldOut(**values) for name, values in summary.items()},
         fingerprint.digest(parts),
         sizes,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrainer.config import ModelConfig
@@ -71,44 +75,67 @@ def to_hf(
     (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
 
 
+def read_hf_config(raw: Mapping[str, Any], where: str) -> tuple[ModelConfig, int]:
+    """(model config, vocabulary size) of the content of a config.json; StorageError for another architecture."""
+    return ModelConfig(**_family(raw, where).read(raw)), int(raw["vocab_size"])
+
+
+def _family(raw: Mapping[str, Any], where: str) -> Family:
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise StorageError(f"{where}/config.json has model_type {raw.get('model_type')!r}: use one of {known}")
+    return family
+
+
 def from_hf(folder: str | Path) -> tuple[dict[str, Tensor], ModelConfig, int]:
     """(float32 state dict with our names, model config, vocabulary size) of a folder; reads safetensors only.
 
     Raises StorageError for another architecture, for a missing tensor and for one that this model has no place for.
     """
+    raw = json.loads((Path(folder) / "config.json").read_text())
+    config, vocab_size = read_hf_config(raw, str(folder))
+    return dict(stream_hf(folder)), config, vocab_size
+
+
+def stream_hf(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """(our name, whole float32 tensor) of every weight of a folder, one tensor or stack of theirs in memory at a time.
+
+    Raises what `from_hf` raises, before the first tensor.
+    """
     folder = Path(folder)
     raw = json.loads((folder / "config.json").read_text())
-    family = FAMILIES.get(raw.get("model_type"))
-    if family is None:
-        known = ", ".join(FAMILIES)
-        raise StorageError(f"{folder}/config.json has model_type {raw.get('model_type')!r}: use one of {known}")
+    family = _family(raw, str(folder))
     config = ModelConfig(**family.read(raw))
-    files = sorted(folder.glob("*.safetensors"))
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    return _unpacked(family, config, tensors, folder), config, int(raw["vocab_size"])
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob("*.safetensors"))]
+        readers: Readers = {name: partial(file.get_tensor, name) for file in files for name in file.keys()}  # noqa: SIM118
+        yield from _unpacked(family, config, readers, folder)
 
 
-def _unpacked(family: Family, config: ModelConfig, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+Readers = dict[str, Callable[[], Tensor]]
+
+
+def _unpacked(family: Family, config: ModelConfig, readers: Readers, folder: Path) -> Iterator[tuple[str, Tensor]]:
     mapping = list(family.weights(config))
     wanted = {name for weights in mapping for name in weights.theirs}
     # Folders of the bare model, such as GPT-2's own, leave the prefix out.
     table = next(weights.theirs[0] for weights in mapping if weights.ours == ("embed.weight",))
     prefix = table.split(".")[0] + "."
-    if not any(name.startswith(prefix) for name in tensors):
-        tensors = {f"{prefix}{name}" if f"{prefix}{name}" in wanted else name: t for name, t in tensors.items()}
-    missing = sorted(wanted - set(tensors))
+    if not any(name.startswith(prefix) for name in readers):
+        readers = {f"{prefix}{name}" if f"{prefix}{name}" in wanted else name: read for name, read in readers.items()}
+    missing = sorted(wanted - set(readers))
     if missing:
         raise StorageError(f"{folder} lacks {len(missing)} tensors ({missing[0]}, ...): copy all its .safetensors")
-    left = {name for name in tensors if name not in wanted and not _CONSTANTS.search(name)}
-    if config.tie_embeddings and "lm_head.weight" in left and torch.equal(tensors["lm_head.weight"], tensors[table]):
-        left.remove("lm_head.weight")
+    left = {name for name in readers if name not in wanted and not _CONSTANTS.search(name)}
+    head = "lm_head.weight"
+    if config.tie_embeddings and head in left and torch.equal(readers[head](), readers[table]()):
+        left.remove(head)
     if left:
         raise StorageError(
             f"{folder} has {len(left)} tensors that this model has no place for ({', '.join(sorted(left)[:5])}): the "
             "weights are of another model than config.json says"
         )
-    state: dict[str, Tensor] = {}
     for weights in mapping:
-        ours = weights.unpack([tensors[name].float() for name in weights.theirs])
-        state |= {name: tensor.contiguous() for name, tensor in zip(weights.ours, ours, strict=True)}
-    return state
+        ours = weights.unpack([readers[name]().float() for name in weights.theirs])
+        yield from ((name, tensor.contiguous()) for name, tensor in zip(weights.ours, ours, strict=True))

@@ -44,9 +44,10 @@ def _initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int)
     return torch.randn(shape, generator=_generator(seed, name)) * init_std(name, config)
 
 
-def _copy_into(tensor: Tensor, value: Tensor) -> None:
+def copy_into(tensor: Tensor, value: Tensor) -> None:
+    """Fill a parameter or buffer, whole or sharded, from the whole value, which every rank has."""
     if isinstance(tensor, DTensor):
-        # src_data_rank=None: every rank drew the same tensor, so it cuts its own shard and nothing is sent.
+        # src_data_rank=None: every rank has the same tensor, so it cuts its own shard and nothing is sent.
         value = value.to(tensor.device)
         shard = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
         tensor.to_local().copy_(shard.to_local())
@@ -81,4 +82,11 @@ def init_weights(model: nn.Module, seed: int) -> None:
     config = model.config
     assert isinstance(config, ModelConfig)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        _copy_into(tensor, _initial_value(name, tensor.shape, config, seed))
+        copy_into(tensor, _initial_value(name, tensor.shape, config, seed))
+
+
+@torch.no_grad()
+def init_buffers(model: nn.Module) -> None:
+    """The buffers alone, all of them constants: of a model whose parameters are loaded."""
+    for name, tensor in model.named_buffers():
+        copy_into(tensor, _initial_value(name, tensor.shape, model.config, 0))  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from pretrainer.errors import ConfigError, DamagedError, StorageError
 from pretrainer.train.metadata import check_metadata
-from pretrainer.train.staging import Staged, StagedPlanner, Staging, named_tensors, set_optimizer_step
+from pretrainer.train.staging import WEIGHTS, Staged, StagedPlanner, Staging, named_tensors, set_optimizer_step
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -177,6 +177,32 @@ def load_sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str
     state = json.loads((folder / STATE_FILE).read_text())
     set_optimizer_step(optimizer, state["optimizer_step"])
     return state["extra"]
+
+
+def stored_weights(folder: str | Path) -> dict[str, torch.Size]:
+    """Name of a parameter or buffer in a checkpoint folder that was verified -> its shape."""
+    stored = dcp.FileSystemReader(Path(folder)).read_metadata().state_dict_metadata
+    return {
+        key.removeprefix(WEIGHTS): meta.size
+        for key, meta in stored.items()
+        if key.startswith(WEIGHTS) and isinstance(meta, TensorStorageMetadata)
+    }
+
+
+def load_weights(tensors: dict[str, Tensor], folder: str | Path) -> None:
+    """Fill tensors, whole or sharded, by name of parameter from a checkpoint folder that was verified.
+
+    Every rank calls it and reads what its shards need. Raises DamagedError.
+    """
+    named = {f"{WEIGHTS}{name}": tensor for name, tensor in tensors.items()}
+    _load(named, dcp.FileSystemReader(Path(folder)), Path(folder), no_dist=not dist.is_initialized())
+
+
+def content_digest(folder: str | Path) -> str:
+    """SHA-256 (hex) over the digests of all files that the ranks wrote; the files themselves are `verify`'s."""
+    records = _records(Path(folder))
+    files = {name: about["sha256"] for record in records for name, about in record["files"].items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def load_full_state_dict(folder: str | Path) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ RESTLESS = 3.0  # times the least that the loss has varied
 class Known:
     """What was seen so far."""
 
-    chance: float  # ln of the vocabulary: the loss of a uniform guess
+    chance: float | None  # ln of the vocabulary: the loss of a uniform guess; None of a model that was loaded
     first_validation: float | None = None  # at step 0, the mean over sources
     step: int = 0
     first_losses: list[float] = field(default_factory=list)
@@ -77,7 +77,7 @@ def noise(losses: deque[float]) -> float:
 def first_loss(known: Known) -> str | None:
     """An untrained model guesses evenly; more is a bad initialisation, less a leak of the targets."""
     first = known.first_validation
-    if first is None or abs(first - known.chance) <= FAR_FROM_CHANCE_NATS:
+    if first is None or known.chance is None or abs(first - known.chance) <= FAR_FROM_CHANCE_NATS:
         return None
     what = "above: look at the initialisation" if first > known.chance else "below: does the model see its targets?"
     return f"before training the loss is {first:.3f}, and a uniform guess has {known.chance:.3f}; it is far {what}"
@@ -130,9 +130,9 @@ SIGNS: dict[str, Sign] = {"divergence": divergence, "vanishing": vanishing, "res
 
 
 class Health:
-    """Looks at every event once; `chance` is ln of the vocabulary."""
+    """Looks at every event once; `chance` is ln of the vocabulary, None for a model that does not begin by guessing."""
 
-    def __init__(self, chance: float) -> None:
+    def __init__(self, chance: float | None) -> None:
         self.known, self.told = Known(chance), set[str]()
 
     def notice(self, event: dict[str, Any]) -> list[dict[str, Any]]:

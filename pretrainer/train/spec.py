@@ -29,6 +29,17 @@ class Evaluator(Protocol):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The model whose weights a run begins with, as its workers load it."""
+
+    uri: str  # of the folder: a checkpoint of a run, or a Hugging Face folder
+    is_checkpoint: bool
+    known: int  # ids of the tokenizer that the model was trained with
+    pieces: tuple[tuple[int, ...], ...] = ()  # of each token that was added behind them: what its text was before
+    sha256: str | None = None  # of what was loaded, once it was
+
+
+@dataclass(frozen=True)
 class WorkerSpec:
     """Everything a rank needs to know; sent once, picklable."""
 
@@ -47,6 +58,7 @@ class WorkerSpec:
     mask_vocabulary: MaskVocabulary | None = None  # with train.objective=mlm
     fence: Fence | None = None  # of the driver's lease; None where there is no driver
     evaluator: Evaluator | None = None  # None where no checkpoint is evaluated while training
+    origin: Origin | None = None  # with init.uri
 
 
 @dataclass
@@ -64,3 +76,4 @@ class TrainState:
     window_segment: int = 0  # that the window was seen in
     best_loss: float | None = None  # held out, in nats per target
     validations_without: int = 0  # in a row that were no better
+    init_sha256: str | None = None  # of the model that the run began with, where init.uri names one

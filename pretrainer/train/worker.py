@@ -23,7 +23,6 @@ from pretrainer.config import Config
 from pretrainer.errors import DamagedError, PretrainerError, StreamError, find_cause
 from pretrainer.model.generate import generate_in_lockstep
 from pretrainer.model.ring import Ring
-from pretrainer.model.transformer import init_weights
 from pretrainer.schema import Batch, from_ipc
 from pretrainer.storage import Store
 from pretrainer.train import batch as slots
@@ -36,6 +35,7 @@ from pretrainer.train.evaluate import Evaluation, evaluate
 from pretrainer.train.exact import make_deterministic
 from pretrainer.train.feed import Feed
 from pretrainer.train.healing import Healer
+from pretrainer.train.initialise import initialise, refuse_another
 from pretrainer.train.kept_blocks import KeptBlocks
 from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.memory import keep_freed_memory
@@ -117,8 +117,8 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     state = _restore(spec, model, optimizer, checkpoint)
     is_new = state is None
     if state is None:
-        init_weights(model, config.run.seed)
-        state = TrainState(fingerprint=spec.fingerprint)
+        begun = initialise(model, config.run.seed, spec.origin, Store(spec.run_uri), context.get_local_rank())
+        state = TrainState(fingerprint=spec.fingerprint, init_sha256=begun)
     loss_scale = _loss_scale(config, state, device)
     reporter = Reporter(spec, rank, world, device, phases)
     reporter.start(state, import_s)
@@ -142,7 +142,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     over, scores = is_over(state, config.evaluation), Scores(spec, model, device, rank, phases, reporter)
     if checkpoint is not None:
         scores.make_up(state, over or state.step == total, checkpoint.path.rstrip("/").rsplit("/", 1)[-1])
-    if state.step == total or over:  # the driver was lost between the last checkpoint and the summary
+    if state.step == total or over or (state.step == 0 and not is_new):  # someone was lost right behind a checkpoint
         reporter.validation(state, validate(spec, model, held_out, layout, rank, phases, state.step))
     blocks = KeptBlocks(open_blocks(spec, ranks, rank, state.step, phases), config.stability.rolls_back)
     watch = PreemptionWatch(rank)
@@ -295,6 +295,7 @@ def _restore(
             f"the checkpoint of step {state.step} was trained on the stream {state.fingerprint}, this config makes "
             f"{spec.fingerprint}; restore the config, or give the run a new run.name"
         )
+    refuse_another(state, spec.origin)
     return state
 
 

@@ -16,6 +16,7 @@ from pretrainer.data.plan import SourcePlan, draft_plans
 from pretrainer.data.readers.source import Manifest
 from pretrainer.data.readers.units import permute
 from pretrainer.data.resources import freeze_resources
+from pretrainer.data.tokenizer.extend import extend
 from pretrainer.data.tokenizer.tokenizer import SentencePieceTokenizer, Tokenizer
 from pretrainer.data.tokenizer.train import TokenizerKind, train_tokenizer
 from pretrainer.errors import UserError
@@ -28,8 +29,10 @@ def freeze_tokenizer(
     weights: Sequence[float],
     held: Sequence[pa.Table],
     data: Store,
+    added: Sequence[str] = (),
 ) -> Tokenizer:
-    """The run's tokenizer: read back, loaded from `tokenizer.uri`, or trained on a fixed byte budget."""
+    """The run's tokenizer: read back, loaded from `tokenizer.uri` (with tokens `added` to it, `init.add_tokens`), or
+    trained on a fixed byte budget."""
     for name in ("tokenizer.model", "tokenizer.json"):
         if data.exists(name):
             return Tokenizer.from_bytes(data.read(name))
@@ -38,8 +41,9 @@ def freeze_tokenizer(
     else:
         texts = [t for texts in sample_texts(plans, weights, held, config.train_bytes).values() for t in texts]
         content = ray.get(_train_tokenizer.remote(texts, config.kind, config.vocab_size))
-    tokenizer = Tokenizer.from_bytes(content)
-    data.create("tokenizer.model" if isinstance(tokenizer, SentencePieceTokenizer) else "tokenizer.json", content)
+    tokenizer = extend(Tokenizer.from_bytes(content), added)
+    name = "tokenizer.model" if isinstance(tokenizer, SentencePieceTokenizer) else "tokenizer.json"
+    data.create(name, tokenizer.data)
     return tokenizer
 
 
