@@ -48,7 +48,6 @@ class Parent:
     tokenizer_sha256: str
     known: int  # ids of its tokenizer
     shares: tuple[float, ...] = ()  # of its training tokens by source, of a run
-    asked: str = "newest"  # init.checkpoint
 
     @cached_property
     def config(self) -> Config | None:
@@ -112,7 +111,7 @@ def _find_run(run: Store, asked: str) -> Parent:
     name = "tokenizer.json" if tokenizer.is_json else "tokenizer.model"
     return Parent(
         run.uri, True, step, folder, content, data.child(name).uri, tokenizer.digest, tokenizer.vocab_size,
-        tuple(shares), asked,
+        tuple(shares),
     )  # fmt: skip
 
 
@@ -175,7 +174,8 @@ def parent_of(config: Config, run: Store) -> Parent | None:
             f"init.uri={init.uri!r} is not possible: run {run.uri} began with {recorded.uri}; put that back, or give "
             "the new run another run.name"
         )
-    if init.checkpoint not in (recorded.asked, str(recorded.step)):
+    # newest and best meant this step at the first start.
+    if init.checkpoint.isdecimal() and int(init.checkpoint) != recorded.step:
         raise ConfigError(
             f"init.checkpoint={init.checkpoint!r} is not possible: run {run.uri} began with step {recorded.step}; put "
             "that back, or give the new run another run.name"

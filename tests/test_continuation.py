@@ -1,0 +1,375 @@
+"""What a run takes from the model that it begins with, and what is refused; no cluster, no weights.
+
+    python -m pytest -q tests/test_continuation.py
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.cli import config_parser
+from pipelines.continuation import changes_from, continued, read_resolved, rows_of
+from pipelines.parent import RECORD, Parent, adopt, find_parent, origin, parent_of
+from pipelines.replay_mixture import mix_in_replay
+from pretrainer.config import Config, InitConfig, ModelConfig
+from pretrainer.config_load import given_fields, parse_config, to_yaml
+from pretrainer.data.curriculum import make_segments
+from pretrainer.data.mixture import mixing_weights
+from pretrainer.data.readers.source import Manifest
+from pretrainer.data.tokenizer.tokenizer import Tokenizer
+from pretrainer.errors import ConfigError, UserError
+from pretrainer.model.hf_families import FAMILIES
+from pretrainer.schema import DOCUMENTS, to_ipc
+from pretrainer.storage import Store
+from pretrainer.train.committed import SNAPSHOT
+from tests.data.harness import small_tokenizer
+
+MODEL = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn_hidden": 48, "rope_theta": 5e4}
+IDS = 440
+
+
+def source(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "uris": [f"/texts/{name}"], **more}
+
+
+def parent_config(folder: Path, **train: Any) -> dict[str, Any]:
+    return {
+        "run": {"name": "parent", "storage": str(folder)},
+        "data": {"sources": [source("web", share=0.75), source("code", share=0.25)], "seq_len": 64},
+        "model": MODEL,
+        "train": {"steps": 10, "learning_rate": 0.01, "global_batch_tokens": 1024, **train},
+    }
+
+
+def commit(run: Store, *steps: int) -> None:
+    """A list of checkpoints as Ray Train keeps it."""
+    results = [{"checkpoint_dir_name": f"step-{s:09d}-a000001", "metrics": {"step": s}} for s in steps]
+    run.write(SNAPSHOT, json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[-1]}).encode())
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Parent:
+    """A finished run, as far as anything is looked at."""
+    run = Store(str(tmp_path)).child("parent")
+    run.write("config.yaml", to_yaml(parse_config(yaml.safe_dump(parent_config(tmp_path)))).encode())
+    run.write("data/tokenizer.model", small_tokenizer())
+    run.write("data/sizes.json", b"[3000, 1000]")
+    for name in ("web", "code"):
+        run.write(f"data/held_out/{name}.documents.arrow", to_ipc(DOCUMENTS.empty_table()))
+    commit(run, 5, 10)
+    return find_parent(InitConfig(uri="parent"), str(tmp_path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Parent:
+    """A Hugging Face folder, with 8 rows of padding in its table."""
+    place = Store(str(tmp_path)).child("hf")
+    config = ModelConfig(**{**MODEL, "tie_embeddings": False})  # type: ignore[arg-type]
+    raw = {"model_type": "llama", "vocab_size": IDS + 8, **FAMILIES["llama"].write(config, 64)}
+    place.write("config.json", json.dumps(raw).encode())
+    place.write("model.safetensors", b"not opened here")
+    place.write("tokenizer.model", small_tokenizer())
+    return find_parent(InitConfig(uri=place.uri), str(tmp_path))
+
+
+def child(parent: Parent, **sections: Any) -> Config:
+    """The resolved config of one new source, with these changes."""
+    values = {
+        "run": {"name": "child", "storage": str(Path(parent.uri).parent)},
+        "data": {"sources": [source("new")], "seq_len": 64},
+        "init": {"uri": parent.uri},
+        "train": {"steps": 20, "global_batch_tokens": 1024},
+    }
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes}
+    given = {f"{section}.{name}" for section, fields in values.items() for name in flat(fields)}
+    return continued(parse_config(yaml.safe_dump(values)), given, parent)
+
+
+def flat(fields: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}.{inner}" if inner else name
+        for name, value in fields.items()
+        for inner in (value if isinstance(value, dict) else [""])
+    ]
+
+
+def shares(config: Config) -> dict[str, float | None]:
+    return {one.name: one.share for one in config.data.sources}
+
+
+# ------------------------------------------------------------------------------------------------------- what is given
+
+
+def test_given_fields_are_those_of_the_file_and_of_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("train: {steps: 5}\nmodel: {rope_scaling: {factor: 2.0}}\ndata: {sources: [{name: a, uris: b}]}\n")
+    given = given_fields(str(path), ["train.learning_rate=3e-4", "data.sources.0.weight=2"])
+    assert given == {"train.steps", "train.learning_rate", "model.rope_scaling.factor", "data.sources"}
+    assert given_fields(None, ["train.steps=3"]) == {"train.steps"}  # the shipped quickstart is a default
+
+
+# ----------------------------------------------------------------------------------------------------------- the parent
+
+
+def test_which_checkpoint(parent: Parent, tmp_path: Path) -> None:
+    assert (parent.step, parent.folder) == (10, "checkpoints/step-000000010-a000001")
+    assert find_parent(InitConfig(uri=parent.uri, checkpoint="5"), "/nowhere").step == 5
+    for asked, part in (("7", "has the steps 5, 10"), ("best", "train.keep_best")):
+        with pytest.raises(ConfigError, match=part):
+            find_parent(InitConfig(uri=parent.uri, checkpoint=asked), "/nowhere")
+    best = Store(parent.uri).child("best")
+    best.write("step-000000005-a000001.json", json.dumps({"step": 5, "folder": "step-000000005-a000001"}).encode())
+    assert find_parent(InitConfig(uri=parent.uri, checkpoint="best"), "/nowhere").step == 5
+
+
+def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+    place = Store(str(tmp_path)).child("hf")
+    for name, content, part in (
+        ("readme.md", b"", "neither a run's config.yaml nor a config.json"),
+        ("config.json", b'{"model_type": "llama"}', "no .safetensors"),
+        ("model.safetensors", b"", "no tokenizer.json"),
+    ):
+        place.write(name, content)
+        with pytest.raises(ConfigError, match=part):
+            find_parent(InitConfig(uri=place.uri), str(tmp_path))
+
+
+def test_the_first_peak_of_a_line_of_runs_is_remembered(parent: Parent) -> None:
+    first = child(parent)
+    assert first.train.learning_rate == pytest.approx(0.002) and first.init.original_learning_rate == 0.01
+    second = replace(parent, content=to_yaml(first), shares=(0.5, 0.375, 0.125))
+    data = {"sources": [source("newest")], "seq_len": 64}
+    assert child(second, data=data).train.learning_rate == pytest.approx(0.002)  # not a fifth of a fifth
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+def test_the_model_is_the_parents(parent: Parent, folder: Parent) -> None:
+    assert child(parent).model == ModelConfig(**MODEL)  # type: ignore[arg-type]
+    loaded = child(folder, train={"learning_rate": 1e-4}).model
+    assert (loaded.layers, loaded.hidden, loaded.rope_theta, loaded.tie_embeddings) == (2, 32, 5e4, False)
+    assert loaded.vocab_size == IDS + 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"layers": 12}, "model.layers=12"),  # the default of a config, but given
+        ({"hidden": 64}, "model.hidden=64"),
+        ({"kv_heads": 4}, "model.kv_heads=4"),
+        ({"head_width": 16}, "model.head_width=16"),
+        ({"tie_embeddings": False}, "model.tie_embeddings=False"),
+        ({"moe": {"experts": 4}}, "model.moe.experts=4"),
+        ({"preset": "tiny"}, "model.hidden=64"),
+        ({"vocab_size": 300}, "model.vocab_size=300"),
+    ],
+)
+def test_a_field_that_goes_against_the_parent_is_named(parent: Parent, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        child(parent, model=changes)
+    assert named in str(raised.value)
+
+
+def test_what_agrees_or_changes_no_weight_is_taken(parent: Parent) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_context": 64}
+    model = {"layers": 2, "kv_heads": 2, "head_width": 8, "rope_theta": 1e6, "rope_scaling": scaling, "dropout": 0.1}
+    config = child(parent, model=model)
+    assert (config.model.rope_theta, config.model.rope_scaling.factor, config.model.dropout) == (1e6, 4.0, 0.1)
+    assert (config.model.ffn_hidden, config.model.kv_heads) == (48, 2)
+    told = "\n".join(changes_from(config, parent))
+    assert "model.rope_theta is 1000000.0, the loaded model has 50000.0" in told and "'factor': 4.0" in told
+    assert "layers" not in told and "warning" not in told
+
+
+def test_longer_sequences_without_scaling_are_a_warning(parent: Parent) -> None:
+    long = {"sources": [source("new")], "seq_len": 256, "slot_sequences": 4}
+    (told,) = changes_from(child(parent, data=long), parent)
+    assert "sequences of 256 tokens are longer than the 64" in told and "model.rope_scaling" in told
+    assert changes_from(child(parent), parent) == []
+
+
+def test_widths_are_checked_against_the_loaded_model(parent: Parent) -> None:
+    """12 heads of the default would be divided by 3, the 4 of the loaded model are not."""
+    with pytest.raises(ConfigError, match="model.heads=4"):
+        child(parent, train={"tensor_parallel": 3, "num_workers": 3})
+    assert child(parent, train={"tensor_parallel": 2, "num_workers": 2}).train.tensor_parallel == 2
+
+
+# --------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def test_the_tokenizer_is_the_parents(parent: Parent, folder: Parent) -> None:
+    config = child(parent)
+    assert config.tokenizer.uri == f"{parent.uri}/data/tokenizer.model"
+    assert parent.tokenizer_sha256 == Tokenizer.from_bytes(small_tokenizer()).digest and parent.known == IDS
+    for changes in ({"uri": "/other.json"}, {"vocab_size": 4096}):
+        with pytest.raises(ConfigError, match=f"tokenizer.{next(iter(changes))}"):
+            child(parent, tokenizer=changes)
+    assert child(parent, tokenizer={"train_bytes": 20_000}).tokenizer.uri == config.tokenizer.uri
+
+
+def test_rows_for_added_tokens_and_padding(parent: Parent, folder: Parent) -> None:
+    added = {"uri": parent.uri, "add_tokens": ["<|call|>", "<|answer|>"]}
+    assert child(parent, init=added).model.rows(IDS + 2) == IDS + 2
+    in_padding = child(folder, init={**added, "uri": folder.uri}, train={"learning_rate": 1e-4})
+    assert in_padding.model.rows(IDS + 2) == IDS + 8
+    assert child(parent, model={"vocab_size": 512}).model.rows(IDS) == 512
+    with pytest.raises(ConfigError, match="model.vocab_size=441"):
+        child(parent, init=added, model={"vocab_size": IDS + 1})
+
+
+# ----------------------------------------------------------------------------------------------------- learning rate
+
+
+def test_the_learning_rate_is_a_share_of_the_peak_unless_it_is_given(parent: Parent, folder: Parent) -> None:
+    assert child(parent, init={"learning_rate_ratio": 0.1}).train.learning_rate == pytest.approx(0.001)
+    assert child(parent, train={"learning_rate": 3e-4}).train.learning_rate == 3e-4  # the default, but given
+    with pytest.raises(ConfigError, match=r"10 to 30 % of that peak.*of which 20 % are 1.2e-04"):
+        child(folder)
+    known = child(folder, init={"uri": folder.uri, "original_learning_rate": 0.004})
+    assert known.train.learning_rate == pytest.approx(0.0008)
+    rows = dict(rows_of(known))
+    assert "peak 0.0008, 0.2 of the 0.004 that the model had; warm-up again over 100 steps" in rows["learning rate"]
+
+
+def test_a_peak_of_another_optimizer_says_nothing(parent: Parent) -> None:
+    with pytest.raises(ConfigError, match="train.optimizer='muon'"):
+        child(parent, train={"optimizer": "muon"})
+    assert child(parent, train={"optimizer": "muon", "learning_rate": 0.02}).train.learning_rate == 0.02
+
+
+# ------------------------------------------------------------------------------------------------------------ replay
+
+
+def test_half_of_the_tokens_replay_the_parents_sources(parent: Parent) -> None:
+    config = child(parent)
+    assert shares(config) == {"new": 0.5, "web": 0.375, "code": 0.125}
+    assert config.init.replay == ("web", "code") and config.data.sources[1].uris == ("/texts/web",)
+    assert dict(rows_of(config))["replay"] == "web, code: 50.0% of the training tokens, against forgetting"
+
+
+def test_shares_inside_the_new_sources_are_kept(parent: Parent) -> None:
+    two = {"sources": [source("new", share=0.8), source("other", share=0.2)], "seq_len": 64}
+    asked = child(parent, data=two, init={"uri": parent.uri, "replay_share": 0.2})
+    assert shares(asked) == pytest.approx({"new": 0.64, "other": 0.16, "web": 0.15, "code": 0.05})
+    with pytest.raises(ConfigError, match="give every source of data.sources a share"):
+        child(parent, data={"sources": [source("new"), source("other")], "seq_len": 64})
+
+
+def test_one_of_the_parents_sources_can_be_named(parent: Parent, folder: Parent) -> None:
+    config = child(parent, init={"uri": parent.uri, "replay": ["code"], "replay_share": 0.25})
+    assert shares(config) == {"new": 0.75, "code": 0.25} and config.init.replay == ("code",)
+    with pytest.raises(ConfigError, match=r"init.replay='books'.*new, web, code"):
+        child(parent, init={"uri": parent.uri, "replay": ["books"]})
+    assert shares(child(folder, train={"learning_rate": 1e-4})) == {"new": None}
+
+
+def test_a_folders_replay_source_is_one_of_the_config(folder: Parent) -> None:
+    both = {"sources": [source("new"), source("general")], "seq_len": 64}
+    config = child(folder, data=both, init={"uri": folder.uri, "replay": ["general"]}, train={"learning_rate": 1e-4})
+    assert shares(config) == {"new": 0.5, "general": 0.5}
+
+
+def test_shares_of_the_person_stand(folder: Parent) -> None:
+    both = {"sources": [source("new", share=0.9), source("general", share=0.1)], "seq_len": 64}
+    named = {"uri": folder.uri, "replay": ["general"]}
+    config = child(folder, data=both, init=named, train={"learning_rate": 1e-4})
+    assert config.init.replay_share == pytest.approx(0.1) and shares(config) == {"new": 0.9, "general": 0.1}
+    with pytest.raises(ConfigError, match="init.replay_share=0.5"):
+        child(folder, data=both, init={**named, "replay_share": 0.5}, train={"learning_rate": 1e-4})
+
+
+def test_without_a_new_source_there_is_nothing_to_replay_against(parent: Parent) -> None:
+    same = {"sources": [source("web", share=1.0)], "seq_len": 64}
+    config = child(parent, data=same)
+    assert shares(config) == {"web": 1.0} and config.init.replay == ("web",)
+    other = {"sources": [{"name": "web", "uris": ["/other"]}], "seq_len": 64}
+    with pytest.raises(ConfigError, match="another source of that name"):
+        child(parent, data=other)
+
+
+def test_no_replay_still_measures_forgetting(parent: Parent) -> None:
+    """The sources are there, for their held-out documents, and no step takes anything of them."""
+    config = child(parent, init={"uri": parent.uri, "replay_share": 0})
+    segments = make_segments(config, mixing_weights(config.data.sources, [1000.0] * 3))
+    assert [segment.asked for segment in segments] == [(1.0, 0.0, 0.0)]
+    assert segments[0].order.mixture.counts(640)[1:] == (0, 0)
+    staged = {"sources": [source("new")], "seq_len": 64, "curriculum": [{"until": 0.5}, {"seq_len": 128}]}
+    config = child(parent, data=staged, init={"uri": parent.uri, "replay_share": 0})
+    assert [segment.shares for segment in config.data.curriculum] == [(1.0, 0.0, 0.0)] * 2
+
+
+def test_segments_with_shares_leave_room_for_replay(parent: Parent) -> None:
+    sources = [source("new", share=0.5), source("other", share=0.5)]
+    staged = {"sources": sources, "seq_len": 64, "curriculum": [{"until": 0.5, "shares": [1, 0]}, {}]}
+    config = child(parent, data=staged)
+    assert config.data.curriculum[0].shares == pytest.approx((0.5, 0, 0.375, 0.125))
+    assert config.data.curriculum[1].shares is None
+    assert shares(config) == pytest.approx({"new": 0.25, "other": 0.25, "web": 0.375, "code": 0.125})
+
+
+# ---------------------------------------------------------------------------------------------------- again and again
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_resolving_a_resolved_config_changes_nothing(parent: Parent, share: float) -> None:
+    """It is what stands in the run folder, and what a card's reader runs again."""
+    config = child(parent, init={"uri": parent.uri, "replay_share": share, "add_tokens": ["<|call|>"]})
+    raw = yaml.safe_load(to_yaml(config))
+    given = {f"{s}.{name}" for s, fields in raw.items() for name in flat(fields)}
+    assert continued(parse_config(to_yaml(config)), given, parent) == config
+    assert mix_in_replay(config, given, parent)[0] == config.data
+
+
+def test_the_parent_is_recorded_once_and_then_trusted(parent: Parent, tmp_path: Path) -> None:
+    config, run = child(parent), Store(str(tmp_path)).child("child")
+    assert set(adopt(config, run)) == {"web", "code"}
+    assert json.loads(run.read(RECORD))["step"] == 10
+    known = origin(config, run)
+    assert known is not None and known.uri.endswith("parent/checkpoints/step-000000010-a000001") and known.is_checkpoint
+    commit(Store(parent.uri), 5, 10, 15)  # the parent trains on
+    assert find_parent(config.init, "").step == 10 and parent_of(config, run) == parent
+    for checkpoint in ("newest", "10"):
+        assert parent_of(replace(config, init=replace(config.init, checkpoint=checkpoint)), run) == parent
+    for changed in ({"checkpoint": "15"}, {"uri": str(tmp_path / "other")}, {"uri": None, "replay": ()}):
+        with pytest.raises(ConfigError, match="began with"):
+            parent_of(replace(config, init=replace(config.init, **changed)), run)
+
+
+def test_a_run_that_has_begun_without_a_parent_gets_none(parent: Parent, tmp_path: Path) -> None:
+    run = Store(str(tmp_path)).child("child")
+    commit(run, 0)
+    with pytest.raises(ConfigError, match="has begun without it"):
+        adopt(child(parent), run)
+
+
+def test_pieces_are_told_until_the_weights_are_loaded(parent: Parent, tmp_path: Path) -> None:
+    config = child(parent, init={"uri": parent.uri, "add_tokens": ["the of"]})
+    run = Store(str(tmp_path)).child("child")
+    adopt(config, run)
+    before = Tokenizer.from_bytes(small_tokenizer())
+    found = origin(config, run)
+    assert found is not None and found.pieces == (tuple(before.encode("the of").tolist()),) and found.known == IDS
+    Store(parent.uri).write("data/tokenizer.model", b"other")
+    with pytest.raises(UserError):
+        origin(config, run)
+    commit(run, 0)
+    found = origin(config, run)
+    assert found is not None and found.pieces == ()
+
+
+def test_arguments_to_a_resolved_config(parent: Parent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the built-in quickstart, whose fields count as defaults."""
+    monkeypatch.setattr(Manifest, "build", lambda *_: pytest.fail("nothing is read of the sources here"))
+    arguments = ["init.uri=parent", "run.name=more", f"run.storage={tmp_path}"]
+    config, found = read_resolved(config_parser("pretrain", "").parse_args(arguments))
+    assert found == parent and config.model.hidden == 32 and config.train.learning_rate == pytest.approx(0.002)
+    assert [one.name for one in config.data.sources] == ["stdlib-code", "stdlib-prose", "web", "code"]
