@@ -60,13 +60,13 @@ def loaded(origin: Origin, model: ModelConfig, folder: Path) -> object:
 
 
 def test_context_extension_lowers_the_loss_on_long_documents(short: Origin, tmp_path: Path) -> None:
-    """Four times the context, linear scaling, and 30 steps: against the unextended model, and with fewer at step 0."""
+    """Four times the context, linear scaling, and 30 steps: against the unextended model."""
     extended = replace(MODEL, rope_scaling=RopeScalingConfig(type="linear", factor=LONG / SHORT))
     before = answer_loss(loaded(short, MODEL, tmp_path / "before"), FAR)  # type: ignore[arg-type]
     config = config_of(extended, LONG, 30, learning_rate=0.002)
     after, _origin = train(config, lambda _step: recall(LONG), tmp_path / "extended", short)
-    assert answer_loss(after, FAR) < 0.25 * before and before > 0.8
-    assert answer_loss(after, recall(SHORT, 1)) < 0.3  # and what is near is still known
+    assert answer_loss(after, FAR) < 0.2 * before and before > 0.3  # 0.025 and 0.527 when this was written
+    assert answer_loss(after, recall(SHORT, 1)) < 0.1  # and what is near is still known
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
