@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,10 @@ import yaml
 from pipelines.cli import config_parser
 from pipelines.continuation import changes_from, continued, read_resolved, rows_of
 from pipelines.parent import RECORD, Parent, adopt, find_parent, origin, parent_of
+from pipelines.pretrain import main
 from pipelines.replay_mixture import mix_in_replay
 from pretrainer.config import Config, InitConfig, ModelConfig
-from pretrainer.config_load import given_fields, parse_config, to_yaml
+from pretrainer.config_load import given_fields, load_config, parse_config, to_yaml
 from pretrainer.data.curriculum import make_segments
 from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.readers.source import Manifest
@@ -30,6 +34,7 @@ from pretrainer.storage import Store
 from pretrainer.train.committed import SNAPSHOT
 from tests.data.harness import small_tokenizer
 
+ROOT = Path(__file__).parent.parent
 MODEL = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn_hidden": 48, "rope_theta": 5e4}
 IDS = 440
 
@@ -364,6 +369,49 @@ def test_pieces_are_told_until_the_weights_are_loaded(parent: Parent, tmp_path: 
     commit(run, 0)
     found = origin(config, run)
     assert found is not None and found.pieces == ()
+
+
+def test_the_long_context_config_is_staged_and_stretched_for_its_last_stage() -> None:
+    config = load_config(str(ROOT / "configs" / "long_context.yaml"), [])
+    segments = make_segments(config, [0.5, 0.5])
+    assert [(s.seq_len, s.slot_sequences) for s in segments] == [(4096, 32), (32_768, 4), (131_072, 1)]
+    assert all(s.of(config).slot_blocks_per_step == config.slot_blocks_per_step for s in segments)
+    scaling = config.model.rope_scaling
+    assert scaling.factor * (scaling.original_context or 0) == segments[-1].seq_len == config.model.context
+    parent = load_config(str(ROOT / "configs" / "1b.yaml"), [])
+    assert parent.run.name == config.init.uri and parent.data.seq_len == scaling.original_context
+
+
+def readme_commands() -> list[list[str]]:
+    """Arguments of `pipelines.pretrain` in README's section on this, as a shell would split them."""
+    text = (ROOT / "README.md").read_text().split("## Continue from a model")[1].split("\n## ")[0]
+    lines = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0].replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[3:] for line in lines if line.startswith("python -m pipelines.pretrain")]
+
+
+def test_readme_commands_are_possible(
+    parent: Parent, folder: Parent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --dry-run: every check, and the plan with what was derived."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.preflight.running_cluster", lambda _config: None)
+    shutil.move(tmp_path / "hf", tmp_path / "llama")
+    for name in ("texts/a.txt", "general/a.jsonl", "web", "code"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("some text\n" * 200_000)
+    run = yaml.safe_load((tmp_path / "parent" / "config.yaml").read_text())
+    for one in run["data"]["sources"]:
+        one["uris"] = [str(tmp_path / one["name"])]
+    (tmp_path / "first").mkdir()
+    shutil.copytree(tmp_path / "parent", tmp_path / "first", dirs_exist_ok=True)
+    (tmp_path / "first" / "config.yaml").write_text(yaml.safe_dump(run))
+    commands = [arguments for arguments in readme_commands() if "configs/long_context.yaml" not in arguments]
+    assert len(commands) >= 2
+    for arguments in commands:
+        assert main([*arguments, f"run.storage={tmp_path}", "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        assert "begins with" in told and "against forgetting" in told and "warm-up again" in told
 
 
 def test_arguments_to_a_resolved_config(parent: Parent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
