@@ -389,6 +389,19 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(line)[3:] for line in lines if line.startswith("python -m pipelines.pretrain")]
 
 
+def large_parent(folder: Path) -> list[str]:
+    """A run of configs/1b.yaml, as far as anything is looked at; arguments that put sparse files for its sources."""
+    arguments = [f"run.storage={folder}", f"data.sources.0.uris={folder}/large", f"data.sources.1.uris={folder}/large"]
+    run = Store(str(folder)).child("web-code-1b")
+    run.write("config.yaml", to_yaml(load_config(str(ROOT / "configs" / "1b.yaml"), arguments)).encode())
+    run.write("data/tokenizer.model", small_tokenizer())
+    run.write("data/sizes.json", b"[1, 1]")
+    commit(run, 10)
+    with (folder / "large").open("wb") as file:
+        file.truncate(60 * 10**9)
+    return [*arguments[1:], "cluster.autoscaling=true", "train.device=cuda"]
+
+
 def test_readme_commands_are_possible(
     parent: Parent, folder: Parent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -406,10 +419,13 @@ def test_readme_commands_are_possible(
     (tmp_path / "first").mkdir()
     shutil.copytree(tmp_path / "parent", tmp_path / "first", dirs_exist_ok=True)
     (tmp_path / "first" / "config.yaml").write_text(yaml.safe_dump(run))
-    commands = [arguments for arguments in readme_commands() if "configs/long_context.yaml" not in arguments]
-    assert len(commands) >= 2
+    big = large_parent(tmp_path)
+    commands = readme_commands()
+    assert len(commands) >= 3
     for arguments in commands:
-        assert main([*arguments, f"run.storage={tmp_path}", "--dry-run"]) == 0
+        more = [f"run.storage={tmp_path}", *(big if "configs/long_context.yaml" in arguments else [])]
+        plain = [one.replace("configs/", f"{ROOT}/configs/") for one in arguments if one != "--dry-run"]
+        assert main([*plain, *more, "--dry-run"]) == 0
         told = capsys.readouterr().out
         assert "begins with" in told and "against forgetting" in told and "warm-up again" in told
 
