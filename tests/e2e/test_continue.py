@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import sqlite3
 from pathlib import Path
@@ -145,3 +146,41 @@ def test_from_an_exported_folder_with_added_tokens(
     tokenizer = json.loads((Path(result.summary["export"]) / "tokenizer.json").read_text())
     assert [one["content"] for one in tokenizer["added_tokens"]][-2:] == ADDED
     assert result.summary["forgetting"] is None and result.summary["init"]["checkpoint"] == "newest"
+
+
+def sums(folder: Path, documents: int = 120) -> dict[str, Any]:
+    """A source of another language: lines of sums."""
+    folder.mkdir()
+    rng = random.Random(5)
+    lines = [
+        json.dumps({"text": "\n".join(f"{a} + {b} = {a + b}" for a, b in _pairs(rng, 120))}) for _ in range(documents)
+    ]
+    (folder / "sums.jsonl").write_text("\n".join(lines) + "\n")
+    return {"name": "sums", "uris": [str(folder)], "preset": "none", "share": 1.0, "max_epochs": 8}
+
+
+def _pairs(rng: random.Random, count: int) -> list[tuple[int, int]]:
+    return [(rng.randrange(1000), rng.randrange(1000)) for _ in range(count)]
+
+
+@pytest.mark.slow
+def test_forgetting_is_less_with_replay_than_without(head: Head, folder: Path, sources: list[dict[str, Any]]) -> None:
+    """A model of code learns sums: through the whole pipeline, with half of the tokens replayed and with none."""
+    code = [{**sources[0], "share": 1.0, "max_epochs": 16}]
+    train = {"steps": 100, "checkpoint_every_steps": 100, "validate_every_steps": 50}
+    place = {"storage": str(folder / "runs")}
+    first = tiny_config(folder / "coder", code, run={**place, "name": "coder"}, train=train)
+    parent = pipeline("pretrain", "--config", str(first), env=head.env)
+    assert parent.code == 0, parent.out + parent.err
+    second = tiny_config(folder / "adder", [sums(folder / "sums")], run=place, train={**train, "steps": 60})
+    asked = ["--config", str(second), "init.uri=coder", "train.learning_rate=3e-3"]
+    found = {}
+    for share in (0.5, 0):
+        named = [f"run.name=adder-{share}", f"init.replay_share={share}"]
+        found[share] = pipeline("pretrain", *asked, *named, env=head.env)
+        assert found[share].code == 0, found[share].out + found[share].err
+    forgot, kept = (found[share].summary["forgetting"] for share in (0, 0.5))
+    assert forgot["before"] == kept["before"] and forgot["before"]["loss"] == pytest.approx(parent.summary["val_loss"])
+    assert forgot["loss"] > 0.3 and kept["loss"] < 0.5 * forgot["loss"]
+    assert found[0].summary["mixture"]["early"] == {"asked": 0.0, "realised": 0.0}
+    assert "none of the training tokens; their held-out loss says what is forgotten" in found[0].out
