@@ -174,8 +174,7 @@ def rows_of(config: Config) -> list[tuple[str, str]]:
         rows.append(("learning rate", f"peak {train.learning_rate:g}, {peak}; {warmup}"))
     else:
         rows.append(("learning rate", f"peak {train.learning_rate:g}; {warmup}"))
-    if init.replay:
-        rows.append(("replay", f"{', '.join(init.replay)}: {_replay_words(config)}"))
+    rows.append(("replay", f"{', '.join(init.replay) or 'none'}: {_replay_words(config)}"))
     if init.add_tokens:
         rows.append(("added tokens", f"{len(init.add_tokens):,}: {' '.join(init.add_tokens[:8])}"))
     return rows
@@ -183,6 +182,8 @@ def rows_of(config: Config) -> list[tuple[str, str]]:
 
 def _replay_words(config: Config) -> str:
     names = {source.name for source in config.data.sources}
+    if not config.init.replay:
+        return "what the model knew is neither kept nor measured; init.replay names sources that stand for it"
     if names <= set(config.init.replay):
         return "there is no new source, so all of the training tokens"
     if config.init.replay_share == 0:

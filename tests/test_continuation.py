@@ -274,7 +274,8 @@ def test_one_of_the_parents_sources_can_be_named(parent: Parent, folder: Parent)
     assert shares(config) == {"new": 0.75, "code": 0.25} and config.init.replay == ("code",)
     with pytest.raises(ConfigError, match=r"init.replay='books'.*new, web, code"):
         child(parent, init={"uri": parent.uri, "replay": ["books"]})
-    assert shares(child(folder, train={"learning_rate": 1e-4})) == {"new": None}
+    alone = child(folder, train={"learning_rate": 1e-4})
+    assert shares(alone) == {"new": None} and dict(rows_of(alone))["replay"].startswith("none: what the model knew")
 
 
 def test_a_folders_replay_source_is_one_of_the_config(folder: Parent) -> None:
@@ -296,6 +297,7 @@ def test_without_a_new_source_there_is_nothing_to_replay_against(parent: Parent)
     same = {"sources": [source("web", share=1.0)], "seq_len": 64}
     config = child(parent, data=same)
     assert shares(config) == {"web": 1.0} and config.init.replay == ("web",)
+    assert dict(rows_of(config))["replay"] == "web: there is no new source, so all of the training tokens"
     other = {"sources": [{"name": "web", "uris": ["/other"]}], "seq_len": 64}
     with pytest.raises(ConfigError, match="another source of that name"):
         child(parent, data=other)
