@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pretrainer.config import ModelConfig, TrainConfig
-from pretrainer.errors import StorageError
+from pretrainer.errors import DamagedError, StorageError
 from pretrainer.model.hf import from_hf, to_hf
 from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.model.vocabulary import grown
 from pretrainer.storage import Store
+from pretrainer.train import initialise as module
 from pretrainer.train.checkpoint import save_sharded
 from pretrainer.train.evaluate import evaluate
 from pretrainer.train.initialise import RECORD, initialise, recorded_digest, refuse_another
@@ -170,6 +171,25 @@ def test_damaged_files_are_no_damaged_checkpoint_of_this_run(tmp_path: Path) -> 
     assert type(raised.value) is StorageError
 
 
+def test_neither_is_a_part_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise DamagedError("a part cannot be read")
+
+    origin = checkpoint(tmp_path / "parent")
+    monkeypatch.setattr(module, "load_weights", fail)
+    with pytest.raises(StorageError, match="init.uri: a part cannot be read") as raised:
+        begin(origin, tmp_path / "run")
+    assert type(raised.value) is StorageError
+
+
+def test_buffers_that_the_parent_has_not_are_constants(tmp_path: Path) -> None:
+    """A bias on the choice of experts, which the parent was balanced without."""
+    origin = checkpoint(tmp_path / "parent", experts())
+    model = begin(origin, tmp_path / "run", experts(balance="bias"))
+    buffers = dict(model.named_buffers())
+    assert buffers and all(bool((tensor == 0).all()) for tensor in buffers.values())
+
+
 def test_torn_safetensors_are_told(tmp_path: Path) -> None:
     origin = exported(tmp_path / "parent")
     path = tmp_path / "parent" / "model.safetensors"
@@ -240,8 +260,6 @@ def test_every_arrangement_loads_the_same_weights(layout: str, tmp_path: Path) -
 
 def copy_count(rank: int, world: int, uri: str, folder: str) -> list[int]:
     """Objects that this rank read from the store; all ranks are on one node."""
-    from pretrainer.train import initialise as module
-
     os.environ.update(s3.credentials())  # ranks are forked from a server that is older than the test
     copied: list[str] = []
     real = module.copy_file
