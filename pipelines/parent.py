@@ -7,7 +7,6 @@ the parent may train on, or be gone, while its child goes on. Its held-out docum
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -194,15 +193,17 @@ def adopt(config: Config, run: Store) -> dict[str, pa.Table]:
     if recorded_parent(run) is None:
         if committed_checkpoint(run) is not None:
             raise ConfigError(f"init.uri: run {run.uri} has begun without it: give the new run another run.name")
-        _copy_held_out(parent, config.init.replay, run)
+        _copy_held_out(parent, config, run)
         run.create(RECORD, json.dumps(asdict(parent), indent=1).encode())
     held = {name: f"{HELD_OUT}/{name}.documents.arrow" for name in config.init.replay}
     return {name: from_ipc(run.read(path)) for name, path in held.items() if run.exists(path)}
 
 
-def _copy_held_out(parent: Parent, names: Sequence[str], run: Store) -> None:
-    theirs = {source.name for source in parent.sources}
-    for name in (name for name in names if name in theirs):
+def _copy_held_out(parent: Parent, config: Config, run: Store) -> None:
+    """Of the replay sources that are the parent's; another one of that name holds out its own."""
+    theirs = {(source.name, source.uris) for source in parent.sources}
+    same = {source.name for source in config.data.sources if (source.name, source.uris) in theirs}
+    for name in (name for name in config.init.replay if name in same):
         documents = Store(parent.uri).read(f"data/held_out/{name}.documents.arrow")
         run.create(f"{HELD_OUT}/{name}.documents.arrow", documents)
 

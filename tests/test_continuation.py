@@ -351,6 +351,13 @@ def test_the_parent_is_recorded_once_and_then_trusted(parent: Parent, tmp_path: 
             parent_of(replace(config, init=replace(config.init, **changed)), run)
 
 
+def test_a_source_that_only_has_the_name_holds_out_its_own(parent: Parent, tmp_path: Path) -> None:
+    both = {"sources": [source("new"), {"name": "web", "uris": ["/elsewhere"]}], "seq_len": 64}
+    named = child(parent, data=both, init={"uri": parent.uri, "replay": ["web", "code"]})
+    assert named.data.sources[1].uris == ("/elsewhere",)
+    assert set(adopt(named, Store(str(tmp_path)).child("child"))) == {"code"}
+
+
 def test_a_run_that_has_begun_without_a_parent_gets_none(parent: Parent, tmp_path: Path) -> None:
     run = Store(str(tmp_path)).child("child")
     commit(run, 0)
