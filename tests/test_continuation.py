@@ -194,6 +194,15 @@ def test_what_agrees_or_changes_no_weight_is_taken(parent: Parent) -> None:
     assert "layers" not in told and "warning" not in told
 
 
+def test_a_table_of_positions_keeps_its_rows(parent: Parent, tmp_path: Path) -> None:
+    learned = {"layers": 2, "hidden": 32, "heads": 4, "positions": "learned", "context": 64}
+    raw = {**parent_config(tmp_path), "model": learned}
+    other = replace(parent, content=to_yaml(parse_config(yaml.safe_dump(raw))))
+    assert child(other).model.context == child(other, model={"context": 64}).model.context == 64
+    with pytest.raises(ConfigError, match="model.context=128"):
+        child(other, model={"context": 128})
+
+
 def test_longer_sequences_without_scaling_are_a_warning(parent: Parent) -> None:
     long = {"sources": [source("new")], "seq_len": 256, "slot_sequences": 4}
     (told,) = changes_from(child(parent, data=long), parent)
