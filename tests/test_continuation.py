@@ -26,6 +26,7 @@ from pretrainer.config_load import given_fields, load_config, parse_config, to_y
 from pretrainer.data.curriculum import make_segments
 from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.readers.source import Manifest
+from pretrainer.data.tokenizer.extend import extend
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import ConfigError, UserError
 from pretrainer.model.hf_families import FAMILIES
@@ -381,8 +382,8 @@ def test_pieces_are_told_until_the_weights_are_loaded(parent: Parent, tmp_path: 
     before = Tokenizer.from_bytes(small_tokenizer())
     found = origin(config, run)
     assert found is not None and found.pieces == (tuple(before.encode("the of").tolist()),) and found.known == IDS
-    Store(parent.uri).write("data/tokenizer.model", b"other")
-    with pytest.raises(UserError):
+    Store(parent.uri).write("data/tokenizer.model", extend(before, ["<|other|>"]).data)
+    with pytest.raises(UserError, match="has changed since this run began"):
         origin(config, run)
     commit(run, 0)
     found = origin(config, run)
