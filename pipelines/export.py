@@ -1,4 +1,4 @@
-"""Write a checkpoint as a Hugging Face folder: config.json, safetensors, tokenizer files.
+"""Write a checkpoint as a Hugging Face folder: config.json, safetensors, tokenizer files, and the run's card.
 
     python -m pipelines.export RUN [--checkpoint 200] [--to FOLDER]
 
@@ -8,10 +8,15 @@ RUN is a run folder (path or URI) or the name of a run under run.storage.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import logging
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from pipelines.card import card_files
 from pipelines.cli import run_main
 from pretrainer.config import Config, RunConfig
 from pretrainer.config_load import parse_config
@@ -21,8 +26,12 @@ from pretrainer.errors import UserError
 from pretrainer.model.hf import to_hf
 from pretrainer.storage import Store, resolve_run
 from pretrainer.train.checkpoint import load_full_state_dict
-from pretrainer.train.committed import committed_checkpoints
+from pretrainer.train.committed import FOLDER, committed_checkpoints
 from pretrainer.train.copies import copy_file, find_copies
+
+log = logging.getLogger(__name__)
+
+NEWEST = "the newest committed one"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,12 +44,39 @@ def main(arguments: Sequence[str]) -> int:
     run = resolve_run(options.run, options.storage)
     config = run_config(run)
     target = Store(options.to) if options.to else run.child("export")
-    with tempfile.TemporaryDirectory() as folder:
-        export_checkpoint(config, run, checkpoint_folder(run, options.checkpoint), Path(folder))
-        for path in sorted(Path(folder).iterdir()):
-            target.write(path.name, path.read_bytes())
+    checkpoint = checkpoint_folder(run, options.checkpoint)
+    rule = NEWEST if options.checkpoint is None else f"asked for with --checkpoint {options.checkpoint}"
+    exported = write_export(config, run, checkpoint, target, rule)
+    warning = write_card(run, target, exported)
+    if warning:
+        print(warning, file=sys.stderr)
     print(target.uri)
     return 0
+
+
+def write_export(config: Config, run: Store, checkpoint: str, target: Store, rule: str) -> dict[str, Any]:
+    """Hugging Face files of a checkpoint; returns what the card says of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_checkpoint(config, run, checkpoint, Path(folder))
+        sha256 = {}
+        for path in sorted(Path(folder).iterdir()):
+            content = path.read_bytes()
+            sha256[path.name] = hashlib.sha256(content).hexdigest()
+            target.write(path.name, content)
+    named = FOLDER.fullmatch(checkpoint.rsplit("/", 1)[-1])
+    step = int(named[1]) if named else None
+    return {"step": step, "folder": checkpoint, "rule": rule, "sha256": sha256["model.safetensors"]}
+
+
+def write_card(run: Store, target: Store, exported: dict[str, Any]) -> str:
+    """README.md and card.json beside the model; a warning where that failed, which must not cost anyone the model."""
+    try:
+        for name, content in card_files(run, exported).items():
+            target.write(name, content)
+    except Exception as error:
+        log.debug("the card", exc_info=True)
+        return f"warning: the model is exported, its card is not ({type(error).__name__}: {error})"
+    return ""
 
 
 def run_config(run: Store) -> Config:

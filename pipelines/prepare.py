@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.cli import Cluster, cluster, config_parser, run_main
 from pipelines.continuation import read_resolved
+from pipelines.documents import document_counts, document_table
 from pipelines.preflight import check
 from pipelines.progress import Console
-from pipelines.results import document_counts, document_table
 from pipelines.start import open_data
 from pretrainer.config import Config
 from pretrainer.data.pipeline import curate

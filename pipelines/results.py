@@ -5,29 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 
-from pipelines.export import export_checkpoint
+from pipelines.card import CARD
+from pipelines.documents import document_counts, document_table
+from pipelines.export import NEWEST, write_card, write_export
 from pipelines.forgetting import words
-from pipelines.packing_report import packing_counts, packing_lines
+from pipelines.gather import gather
 from pipelines.progress import Console, decode, goodput_lines, shown_metrics
+from pipelines.report import PAGE
 from pipelines.session import Outcome, Session
 from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
 from pretrainer.data.curriculum import realised_shares
-from pretrainer.data.ledger.ledger import ChunkRecord
-from pretrainer.data.ledger.lines import begun_plans
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.errors import TrackingError
 from pretrainer.model.hf import why_no_export
 from pretrainer.model.presets import parameter_count
+from pretrainer.report.page import render
 from pretrainer.storage import Store
 from pretrainer.train.committed import committed_checkpoint
 from pretrainer.train.copies import BEST, Place
@@ -37,6 +38,7 @@ from pretrainer.train.selection import read_points
 
 log = logging.getLogger(__name__)
 
+EVENTS_PATIENCE_S = 60.0
 DEDUP_KINDS = ("exact", "near", "url", "sealed", "lines", "substring")
 
 
@@ -44,74 +46,58 @@ def finish(session: Session, outcome: Outcome, console: Console) -> int:
     """Export, summarise, close the MLflow run with the true status; returns the exit code."""
     session.lease.fence.check()
     committed = committed_checkpoint(session.run)
-    exported = None
+    exported: dict[str, Any] | None = None
     ended = committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped")
     no_export = why_no_export(session.config.model)
     if committed is not None and ended and no_export is None:
-        exported = export(session, to_export(session, committed, console))
+        checkpoint, rule = to_export(session, committed, console)
+        exported = write_export(session.config, session.run, checkpoint, session.run.child("export"), rule)
     elif ended:
         console.say(f"not exported, the checkpoints have the model: {no_export}")
-    summary = summarise(session, outcome, committed, exported)
+    summary = summarise(session, outcome, committed, session.run.child("export").uri if exported else None)
     summary["goodput"] = session.supervisor.close(summary["tokens"], summary["steps"])
     session.run.write("summary.json", json.dumps(summary, indent=1).encode())
+    pages = documents(session, exported, console)
     try:
-        ray.get(session.recorder.finish.remote(outcome.status, artifacts(session, outcome, summary)))
+        ray.get(session.recorder.finish.remote(outcome.status, artifacts(session, outcome, summary) | pages))
     except TrackingError as error:
         console.say(f"warning: {error.args[0]}; summary.json and the checkpoints are complete without it")
-    console.say(table(session, summary, outcome))
+    console.say(table(session, summary, outcome, pages))
     if outcome.message:
         print(f"\nerror: {outcome.message}", file=sys.stderr if outcome.exit_code else sys.stdout, flush=True)
     return outcome.exit_code
 
 
-def to_export(session: Session, committed: tuple[str, int], console: Console) -> str:
-    """Folder of the checkpoint that train.export asks for."""
+def to_export(session: Session, committed: tuple[str, int], console: Console) -> tuple[str, str]:
+    """(folder of the checkpoint that train.export asks for, the rule in words)."""
     if session.config.train.export == "newest":
-        return committed[0]
+        return committed[0], NEWEST
     session.supervisor.drain()
     best = Place(BEST, session.run.child(BEST)).copies()
     if not best:
         console.say("warning: there is no best checkpoint (train.keep_best), so the newest is exported")
-        return committed[0]
+        return committed[0], f"{NEWEST}, because there is no best one"
     console.say(f"the best checkpoint is exported, that of step {max(best):,} ({session.config.evaluation.best_by})")
-    return f"{BEST}/{best[max(best)]}"
+    return f"{BEST}/{best[max(best)]}", f"the best one by {session.config.evaluation.best_by}"
 
 
-def export(session: Session, checkpoint: str) -> str:
-    """Hugging Face files of a checkpoint into <run>/export; returns its URI."""
-    with tempfile.TemporaryDirectory() as folder:
-        export_checkpoint(session.config, session.run, checkpoint, Path(folder))
-        for path in sorted(Path(folder).iterdir()):
-            session.run.write(f"export/{path.name}", path.read_bytes())
-    return session.run.child("export").uri
-
-
-def document_counts(data: Frozen) -> dict[str, dict[str, Any]]:
-    """By source: documents read, kept and dropped by reason, dead letters, tokens, packing and order, as committed."""
-    lines = begun_plans(Store(data.plans[0].data_uri), data.plans, data.segments)
-    return {
-        plan.source.name: _count(list(plan.ledger.records()), plan.ledger.root)
-        | packing_counts([line[i] for line in lines])
-        for i, plan in enumerate(data.plans)
-    }
-
-
-def _count(records: list[ChunkRecord], ledger: Store) -> dict[str, Any]:
-    dropped: Counter[str] = Counter()
-    for record in records:
-        dropped.update(record.dropped)
-    return {
-        "chunks": len(records),
-        "read": sum(r.read for r in records),
-        "kept": sum(r.kept for r in records),
-        "dropped": dict(sorted(dropped.items())),
-        "dead_letters": sum(r.dead_letters for r in records),
-        "dead_letters_in": ledger.child("dead_letters").uri,
-        "quarantined": sum(r.quarantined for r in records),
-        "bytes_read": sum(r.bytes_read for r in records),
-        "bytes_kept": sum(r.bytes_kept for r in records),
-        "tokens": sum(r.tokens for r in records),
-    }
+def documents(session: Session, exported: dict[str, Any] | None, console: Console) -> dict[str, str | bytes]:
+    """The card beside the model and the report, in the run folder; returns those for MLflow. None of it fails a run."""
+    run = session.run
+    if not ray.get(session.recorder.keep_events.remote(EVENTS_PATIENCE_S)):
+        console.say("warning: the run folder has not got the last events, which the report and the card are made of")
+    warning = write_card(run, run.child("export"), exported) if exported else ""
+    if warning:
+        console.say(warning)
+    found: dict[str, str | bytes] = {CARD: run.read(f"export/{CARD}")} if exported and not warning else {}
+    try:
+        page = render(gather(run))
+        run.write(PAGE, page)
+    except Exception as error:
+        log.debug("the report", exc_info=True)
+        console.say(f"warning: no report was written ({type(error).__name__}: {error}): try python -m pipelines.report")
+        return found
+    return {**found, "report.html": page}
 
 
 def summarise(
@@ -131,6 +117,7 @@ def summarise(
     saving_s = {name: sum(event[name] for event in saved) for name in ("blocking_s", "total_s")}
     return {
         "run": config.run.name,
+        "lease": session.lease.claim.number,
         "status": outcome.status,
         "message": outcome.message,
         "steps": done,
@@ -245,32 +232,12 @@ def instabilities(summary: dict[str, Any]) -> str:
     return ", ".join([*told, *(warning["name"].replace("_", " ") for warning in summary["warnings"])])
 
 
-def document_table(by_source: dict[str, dict[str, Any]]) -> list[str]:
-    """Documents in, kept and dropped by reason, one block per source."""
-    lines = []
-    for name, count in by_source.items():
-        lines.append(
-            f"  {name}: {count['read']:,} documents read ({count['bytes_read']:,} bytes), {count['kept']:,} kept "
-            f"({count['bytes_kept']:,} bytes, {count['tokens']:,} tokens), {count['dead_letters']:,} unreadable"
-        )
-        lines += [
-            f"    {reason:<32}{n:>10,}  {n / max(1, count['read']):6.1%}"
-            for reason, n in sorted(count["dropped"].items(), key=lambda item: -item[1])
-        ]
-        if count["dead_letters"]:
-            lines.append(f"    unreadable records stand, with reasons, in {count['dead_letters_in']}")
-        if count["quarantined"]:
-            lines.append(f"    {count['quarantined']:,} of them killed their reader: they are quarantined and left out")
-        lines += packing_lines(count)
-    return lines
-
-
 def early_line(early: dict[str, Any]) -> str:
     count = early["stop_after_validations"]
     return f"after step {early['step']:,}: {count} validations in a row were no better"
 
 
-def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
+def table(session: Session, summary: dict[str, Any], outcome: Outcome, pages: Mapping[str, object]) -> str:
     """The last table on the terminal."""
 
     def number(value: float | None, form: str) -> str:
@@ -310,6 +277,7 @@ def table(session: Session, summary: dict[str, Any], outcome: Outcome) -> str:
         *([("weights SHA-256", summary["weights_sha256"])] if summary["weights_sha256"] else []),
         ("checkpoint", summary["checkpoint"]),
         ("export", summary["export"]),
+        *([("report", session.run.child(PAGE).uri)] if "report.html" in pages else []),
         ("MLflow", f"mlflow ui --backend-store-uri {summary['mlflow']['uri']}"),
         *([("try it", f'python -m pipelines.generate {session.run.uri} --prompt "def main"')] if can_generate else []),
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cli import Cluster
 from pipelines.evaluating import evaluates_beside, evaluation_gpus
+from pipelines.machine import driver_event, git_commit
 from pipelines.parent import origin
 from pipelines.preflight import uses_gpu
 from pipelines.progress import Console
@@ -31,6 +31,7 @@ from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.data.tokenizer.words import mask_vocabulary_of
 from pretrainer.errors import DamagedError
+from pretrainer.journal import Journal
 from pretrainer.lease import Lease
 from pretrainer.schema import from_ipc
 from pretrainer.storage import Store
@@ -90,9 +91,11 @@ class Session:
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Recorder)
-        recorder = actor.options(num_cpus=0, scheduling_strategy=here).remote(tracker)
+        journal = Journal(run.uri, lease.claim.number)
+        recorder = actor.options(num_cpus=0, scheduling_strategy=here).remote(tracker, journal)
         run_id: Any = ray.get(recorder.start.remote())
         run.write("mlflow.json", json.dumps({"uri": uri, "run_id": run_id}).encode())
+        recorder.record.remote(driver_event(cluster, lease.claim.number, started_s))
         supervisor = Supervisor(config, run, recorder, data, lease, started_s)
         return cls(config, run, data, cluster, started_s, recorder, uri, run_id, lease, supervisor, suite)
 
@@ -310,9 +313,3 @@ def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         out.update(flat_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
     return out
-
-
-def git_commit() -> str:
-    """Commit of the working directory, or "unknown" outside a checkout."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"

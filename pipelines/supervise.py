@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.culprits import Culprits
 from pipelines.forgetting import Forgetting
+from pipelines.lead import Lead
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.prologue import Frozen
@@ -51,6 +52,7 @@ class Supervisor:
         self._looked_s = time.monotonic()
         self.copies = Copies(config, run, recorder.record.remote)
         self.culprits = Culprits(run, data, config.slot_blocks_per_step, recorder.record.remote)
+        self.lead = Lead(data, config.slot_blocks_per_step, recorder.record.remote)
         self.health = Health(None if config.init.uri else math.log(data.vocab_size))
         self.forgetting = Forgetting(config, run, data.held_out)
 
@@ -59,6 +61,7 @@ class Supervisor:
         self.goodput.add(event)
         self.copies.notice(event)
         self.culprits.notice(event)
+        self.lead.notice(event)
         for told in [*self.health.notice(event), *self.forgetting.notice(event)]:
             self.recorder.record.remote(told)
         if event["kind"] == "start":

@@ -179,6 +179,24 @@ def acquire(
     return Lease(run, claim, heartbeat_s)
 
 
+def state(run: Store, takeover_s: float) -> tuple[str, int]:
+    """(how the run's newest driver is, its number), for people: released (it ended in order), alive, silent; or none.
+
+    On another machine it is silent when its clock and ours say that its last heartbeat is `takeover_s` old.
+    """
+    newest = _newest(run)
+    if newest is None:
+        return "none", 0
+    beat = _heartbeat(run, newest.number)
+    if _released(beat):
+        return "released", newest.number
+    if newest.machine == this_machine() and newest.pid_started:
+        lives = pid_started(newest.pid) == newest.pid_started
+    else:
+        lives = bool(beat) and time.time() - json.loads(beat)["time_s"] < takeover_s
+    return "alive" if lives else "silent", newest.number
+
+
 REMEDY = "wait for it or stop it, or give this run another run.name"
 
 

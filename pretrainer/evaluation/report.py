@@ -89,7 +89,7 @@ def render(model: str, points: Sequence[Point]) -> bytes:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     title = html.escape(f"Evaluation of {model}")
-    cards = "".join(_card(number, points) for number in range(len(points[0].results)))
+    cards = "".join(card(number, points) for number in range(len(points[0].results)))
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -112,7 +112,8 @@ what to compare with. {html.escape(ABOUT_TOP1)}</p>
     return page.encode("utf-8", "backslashreplace")
 
 
-def _card(number: int, points: Sequence[Point]) -> str:
+def card(number: int, points: Sequence[Point]) -> str:
+    """The pictures of one task over checkpoints that all have it, as HTML; report.css says what they look like."""
     task = points[0].results[number]
     pictures = [_picture(number, points, group) for group in DRAWN if set(group) & set(task.metrics)]
     head = f'<h2>{html.escape(task.name)}</h2><p class="quiet">{about(task)}</p>'

@@ -53,12 +53,13 @@ class Chart:
     x: Axis
     y: Axis
     label: str
+    height: float = HEIGHT
     shapes: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     ends: list[tuple[float, float, str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+        bottom, right = self.height - BOTTOM, WIDTH - RIGHT
         for value in self.x.ticks():
             at = self._x(value)
             self.shapes.append(f'<line class="grid" x1="{at:.1f}" y1="{TOP}" x2="{at:.1f}" y2="{bottom}"/>')
@@ -67,7 +68,7 @@ class Chart:
             at = self._y(value)
             self.shapes.append(f'<line class="grid" x1="{LEFT}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
             self._write(LEFT - 8, at + 4, self.y.words(value), "tick end")
-        self._write((LEFT + right) / 2, HEIGHT - 12, self.x.title, "axis middle")
+        self._write((LEFT + right) / 2, self.height - 12, self.x.title, "axis middle")
         turned = f'transform="rotate(-90 16 {(TOP + bottom) / 2:.1f})"'
         self._write(16, (TOP + bottom) / 2, self.y.title, "axis middle", turned)
 
@@ -75,7 +76,7 @@ class Chart:
         return LEFT + self.x.share(value) * (WIDTH - LEFT - RIGHT)
 
     def _y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - self.y.share(value) * (HEIGHT - TOP - BOTTOM)
+        return self.height - BOTTOM - self.y.share(value) * (self.height - TOP - BOTTOM)
 
     def _write(self, x: float, y: float, words: str, kind: str, more: str = "") -> None:
         self.texts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" {more}>{html.escape(words)}</text>')
@@ -92,12 +93,12 @@ class Chart:
         if not 0 <= self.x.share(x) <= 1:
             return
         at, top = self._x(x), TOP + 4 + row * LINE_HEIGHT
-        self.shapes.append(f'<line class="{kind}" x1="{at:.1f}" y1="{top}" x2="{at:.1f}" y2="{HEIGHT - BOTTOM}"/>')
+        self.shapes.append(f'<line class="{kind}" x1="{at:.1f}" y1="{top}" x2="{at:.1f}" y2="{self.height - BOTTOM}"/>')
         self._write(at + 5, top + 11, words, f"words {kind}")
 
     def dot(self, point: Point, kind: str, words: str, below: bool = True) -> None:
-        x, y = (axis.share(value) for axis, value in zip((self.x, self.y), point, strict=True))
-        at = (LEFT + min(max(x, 0), 1) * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM))
+        x = self.x.share(point[0])
+        at = (LEFT + min(max(x, 0), 1) * (WIDTH - LEFT - RIGHT), self._y(point[1]))
         self.shapes.append(f'<circle class="{kind}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="6"/>')
         self._write(at[0], at[1] + (22 if below else -12), words, f"words middle {kind}")
 
@@ -106,7 +107,7 @@ class Chart:
         for y, (x, _, words, kind) in zip(apart([end[1] for end in self.ends]), self.ends, strict=True):
             self._write(x + 6, y + 4, words, f"words {kind}")
         inner = "\n".join([*self.shapes, *self.texts])
-        size = f'viewBox="0 0 {WIDTH:g} {HEIGHT:g}"'
+        size = f'viewBox="0 0 {WIDTH:g} {self.height:g}"'
         return f'<svg {size} role="img" aria-label="{html.escape(self.label)}">\n{inner}\n</svg>'
 
 

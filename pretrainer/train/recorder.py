@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from pretrainer.errors import TrackingError
+from pretrainer.journal import Journal
 from pretrainer.tracking import Tracker
 from pretrainer.train.outbox import RETRY_S, Outbox
 from pretrainer.train.watchdog import Pulse
@@ -23,8 +24,8 @@ FINISH_PATIENCE_S = 120.0
 class Recorder:
     """Collects events from rank 0, forwards metrics to the tracker, keeps what the summary needs."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: Tracker, journal: Journal | None = None) -> None:
+        self.tracker, self.journal = tracker, journal
         self.events: list[dict[str, Any]] = []
         self.logged_step = 0  # newest step whose metrics were tracked, before a restart of the driver too
         self.measured = {"validation": -1, "evaluation": -1}  # kind -> newest step that was tracked
@@ -45,7 +46,9 @@ class Recorder:
 
     def record(self, event: dict[str, Any]) -> dict[str, bool]:
         """Take one event; the answer says whether the run is asked to stop, or to save a checkpoint now."""
-        event = {**(self._new_steps(event) if event["kind"] == "steps" else event), "at_s": time.time()}
+        told = {**event, "at_s": time.time()}
+        self._note(told)
+        event = self._new_steps(told) if event["kind"] == "steps" else told
         self.events.append(event)
         last_step = self.measured.get(event["kind"])
         if last_step is None or event["step"] > last_step:
@@ -82,6 +85,10 @@ class Recorder:
         self.sums["tokens"] += event["tokens_per_s"] * event["elapsed_s"]
         return {**event, "steps": fresh}
 
+    def _note(self, event: dict[str, Any]) -> None:
+        if self.journal is not None:
+            self.journal.put(event)
+
     def keep_controller(self, handle: Any) -> None:
         """Of Ray Train's controller, for `controller`."""
         self.handle = handle
@@ -93,6 +100,7 @@ class Recorder:
     def fatal(self, message: str, exit_code: int) -> None:
         """An error that no restart can mend; the driver ends the run with it."""
         self.events.append({"kind": "fatal", "message": message, "exit_code": exit_code})
+        self._note({**self.events[-1], "at_s": time.time()})
 
     def request_stop(self) -> None:
         """Ask the workers to checkpoint and end after the current step."""
@@ -105,6 +113,10 @@ class Recorder:
     def flush(self, timeout_s: float) -> int:
         """Wait until the tracker has everything; returns how many events it still has not got."""
         return self.outbox.drain(timeout_s)
+
+    def keep_events(self, timeout_s: float) -> bool:
+        """Wait until the run folder has every event; whether it has."""
+        return self.journal is None or self.journal.flush(timeout_s)
 
     def events_from(self, first: int) -> list[dict[str, Any]]:
         return self.events[first:]

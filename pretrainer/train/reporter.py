@@ -71,7 +71,7 @@ class Reporter:
 
     def start(self, state: TrainState, import_s: float) -> None:
         """`import_s`: from the start of this process to its loop."""
-        where = {"step": state.step, "segment": self.spec.segment, "world_size": self.world}
+        where = {"step": state.step, "segment": self.spec.segment, "world_size": self.world, "device": self.device_name}
         self._send({"kind": "start", **where, "time_s": time.time(), "import_s": import_s})
 
     def step(
