@@ -41,7 +41,7 @@ class Inputs:
 def card(facts: Facts, inputs: Inputs, prices: Prices) -> dict[str, Any]:
     """The content of card.json."""
     story, hardware = tell(facts), hardware_of(facts)
-    device, hours = hardware["device"], hardware["device_hours"]
+    devices, hours = hardware["devices"], hardware["device_hours"]
     driver: Plain = (facts.of("driver") or [{}])[-1]
     return {
         "card": VERSION,
@@ -55,8 +55,8 @@ def card(facts: Facts, inputs: Inputs, prices: Prices) -> dict[str, Any]:
         "evaluation": _evaluation(facts),
         "to_look_at": findings(facts, story),
         "hardware": hardware,
-        "cost": cost(device, hours, prices),
-        "energy": energy(device, hours),
+        "cost": cost(devices, hours, prices),
+        "energy": energy(devices, hours),
         "software": {name: driver.get(name) for name in ("git_commit", "git_changes", "software")},
         "digests": dict(inputs.digests),
         "config": clean(facts.config),
@@ -137,7 +137,7 @@ def hardware_of(facts: Facts) -> dict[str, Any]:
     devices = sorted({event["device"] for event in facts.of("start") if event.get("device")})
     worker_s = facts.goodput.get("worker_s")
     return {
-        "device": devices[0] if len(devices) == 1 else " and ".join(devices) or None,
+        "devices": devices,
         "device_hours": None if worker_s is None else worker_s / 3600,
         "clusters": [event["cluster"] for event in facts.of("driver")] or None,
     }

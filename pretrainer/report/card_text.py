@@ -132,7 +132,7 @@ def _model(card: Plain) -> Iterable[str]:
     yield from table(["", ""], settings(model, names))
     checkpoint = card["checkpoint"] or {}
     rule, step = shown(checkpoint.get("rule")), shown(checkpoint.get("step"))
-    yield f"Exported checkpoint: step {step}, {rule}. SHA-256 of the weights' file: `{checkpoint.get('sha256')}`."
+    yield f"Exported checkpoint: step {step}, {rule}. SHA-256 of the weights' file: {shown(checkpoint.get('sha256'))}."
     yield ""
     tokenizer = card["tokenizer"] or {}
     yield f"Tokenizer: {shown(tokenizer or None)}."
@@ -190,7 +190,7 @@ def _training(card: Plain) -> Iterable[str]:
     yield from table(["", ""], settings(config, names))
     worlds = [(f"{w['first_step']:,} to {w['end_step']:,}", w["workers"]) for w in training["world_sizes"] or []]
     yield from table(["steps", "workers"], worlds)
-    yield f"Worker groups were started again {shown(training['restarts'])} times."
+    yield f"Restarts of the workers: {shown(training['restarts'])}."
     yield ""
     yield f"Warnings: {shown(training['warnings'])}."
     yield ""
@@ -206,7 +206,7 @@ def _instabilities(card: Plain) -> Iterable[str]:
     yield "## Instabilities, and what was done"
     yield ""
     if not card["instabilities"]:
-        yield "None was seen."
+        yield "No instability was seen."
         yield ""
         return
     rows = [
@@ -247,7 +247,7 @@ def _machines(card: Plain) -> Iterable[str]:
     yield "## Machines, cost, energy"
     yield ""
     yield from table(["", ""], [
-        ("device", hardware["device"]),
+        ("devices", hardware["devices"] or None),
         ("device-hours", hardware["device_hours"]),
         ("clusters", hardware["clusters"]),
         ("from, to", [when(run["began_s"]), when(run["ended_s"])]),

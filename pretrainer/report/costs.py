@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pretrainer.plan.hardware import Gpu, Prices
@@ -19,7 +20,7 @@ ASSUMPTION = (
 )
 
 
-def name_of(device: str, known: Any) -> str | None:
+def name_of(device: str, known: Iterable[str]) -> str | None:
     """The longest known name all of whose words stand in the device's name as words; None where there is none."""
     words = set(re.findall(r"[a-z0-9]+", device.lower()))
     found = [name for name in known if set(re.findall(r"[a-z0-9]+", name.lower())) <= words]
@@ -31,19 +32,23 @@ def gpu_of(device: str, prices: Prices) -> Gpu | None:
     return None if name is None else prices.gpus[name]
 
 
-def cost(device: str | None, hours: float | None, prices: Prices) -> dict[str, Any]:
-    """dollars, and where the price is from; dollars is None where device, hours or price are not known."""
-    gpu = gpu_of(device, prices) if device else None
+def cost(devices: Sequence[str], hours: float | None, prices: Prices) -> dict[str, Any]:
+    """dollars, and where the price is from; dollars is None where the one device, hours or price are not known."""
+    gpu = gpu_of(devices[0], prices) if len(devices) == 1 else None
     if gpu is None or hours is None:
-        return {"dollars": None, "why": f"no price is known of {device or 'a device that was not recorded'}"}
+        return {"dollars": None, "why": f"no price is known of {_told(devices)}"}
     price = {"dollars_per_device_hour": gpu.dollars_per_hour, "price_date": prices.date, "price_source": prices.source}
     return {"dollars": round(hours * gpu.dollars_per_hour, 2), **price, "why": "device-hours x price; devices alone"}
 
 
-def energy(device: str | None, hours: float | None) -> dict[str, Any]:
+def energy(devices: Sequence[str], hours: float | None) -> dict[str, Any]:
     """kWh by the assumption, None where the board power is not known."""
-    name = name_of(device, TDP_W) if device else None
+    name = name_of(devices[0], TDP_W) if len(devices) == 1 else None
     if name is None or hours is None:
-        return {"kwh": None, "assumption": f"no board power is known of {device or 'a device that was not recorded'}"}
+        return {"kwh": None, "assumption": f"no board power is known of {_told(devices)}"}
     kwh = hours * TDP_W[name] * SHARE_OF_TDP * PUE / 1000
     return {"kwh": round(kwh, 4), "board_power_w": TDP_W[name], "pue": PUE, "assumption": ASSUMPTION}
+
+
+def _told(devices: Sequence[str]) -> str:
+    return " and ".join(devices) or "a device that was not recorded"

@@ -105,7 +105,7 @@ def _start(story: Story, event: Plain, before: _Before) -> None:
     if before.is_new_driver and before.world is not None:
         story.marks.append(Mark(step, "driver", f"a new driver went on at step {step:,}", event.get("at_s")))
     if before.world not in (None, world):
-        words = f"{world} workers instead of {before.world} from step {step:,} on"
+        words = f"{world} worker{'s' * (world != 1)} instead of {before.world} from step {step:,} on"
         story.marks.append(Mark(step, "resize", words, event.get("at_s")))
     before.world, before.is_new_driver = world, False
 

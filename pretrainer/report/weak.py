@@ -113,7 +113,8 @@ def disturbed(facts: Facts, story: Story) -> str | None:
     if not counts:
         return None
     told = ", ".join(f"{count} × {kind}" for kind, count in counts.items())
-    return f"Workers were started again {restarts} times ({told}); every step still counts once in the audit log."
+    often = "once" if restarts == 1 else f"{restarts} times"
+    return f"Workers were started again {often} ({told}); every step still counts once in the audit log."
 
 
 def slow_data(facts: Facts, story: Story) -> str | None:
