@@ -34,7 +34,7 @@ RESULTS = "evaluation/evaluation.json"
 def gather(run: Store) -> Facts:
     """The facts of a run. Raises UserError where there is no run."""
     config = _config(run)
-    if config is None and not run.list("data") and not run.exists("lease/000000001.json"):
+    if config is None and not run.list("data") and not run.list("lease"):
         raise UserError(f"{run.uri} is no run folder: give a run folder or the name of a run")
     frozen = thawed(run)
     summary, committed = _json(run, "summary.json", {}), _there(lambda: committed_checkpoint(run), None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from pretrainer.journal import read_events
+from pretrainer.storage import Store
 from tests import faulty_s3, s3
 from tests.e2e.head import Head, Result, corpus, pipeline, tiny_config, two_sources
 
@@ -105,6 +110,52 @@ def test_source_at_its_end_stops_clearly_and_every_document_is_accounted_for(hea
     assert len(letters) == 1 and letter["reason"] == "bad_json" and letter["shard"] == "part-040.jsonl"
     trained = sum(line["targets"] for line in audit(config, "tiny"))
     assert trained <= summary["sources"]["all"]["tokens"] + documents["kept"]
+
+
+def test_the_report_and_the_card_are_there_and_tell_the_run(reference: Result, config: Path) -> None:
+    run, export = run_folder(config, "reference"), Path(reference.summary["export"])
+    assert f"report          {run}/report/report.html" in reference.out and "warning" not in reference.out.lower()
+    page = (run / "report" / "report.html").read_text()
+    for words in (
+        "6 of 6", "loss over steps", "training loss by source", "Samples over time", "What to look at",
+        "Where the workers", "code_auto_generated", reference.summary["order_digest"], "learning rate",
+    ):  # fmt: skip
+        assert words in page, words
+    card = json.loads((export / "card.json").read_text())
+    assert card["run"]["status"] == "completed" and card["digests"]["fingerprint"] == reference.summary["fingerprint"]
+    assert card["digests"]["order_digest"] == {"steps": 6, "digest": reference.summary["order_digest"]}
+    assert list(card["digests"]["order_digests"]) == ["3", "6"] and card["training"]["world_sizes"][0]["workers"] == 2
+    weights = hashlib.sha256((export / "model.safetensors").read_bytes()).hexdigest()
+    assert card["checkpoint"]["sha256"] == weights and card["hardware"]["devices"] == ["cpu"]
+    text = (export / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: transformers") and "## What is weak" in text and weights in text
+
+
+def test_the_run_folder_has_the_events(reference: Result, config: Path) -> None:
+    run = run_folder(config, "reference")
+    kinds = Counter(event["kind"] for event in read_events(Store(str(run))))
+    assert (kinds["driver"], kinds["start"], kinds["steps"], kinds["checkpoint"], kinds["finish"]) == (1, 1, 6, 2, 1)
+    assert kinds["validation"] == 3 and kinds["sample"] == 1 and len(list((run / "events").iterdir())) < 20
+
+
+def test_the_card_s_digests_are_derived_again_from_the_inputs(
+    head: Head, reference: Result, config: Path, tmp_path: Path
+) -> None:
+    """In a folder of its own, with nothing of the run but the card, and with the inputs in another place."""
+    card = tmp_path / "card.json"
+    shutil.copy(Path(reference.summary["export"]) / "card.json", card)
+    moved = shutil.copytree(config.parent / "corpus", tmp_path / "moved")
+    uris = [f"data.sources.{n}.uris=[{moved}/part-{a}.jsonl, {moved}/part-{b}.jsonl]"
+            for n, (a, b) in enumerate([("000", "040"), ("080", "120")])]  # fmt: skip
+    done = pipeline("reproduce", str(card), *uris, env=head.env)
+    assert done.code == 0, done.out + done.err
+    assert f"order digest        same  {reference.summary['order_digest']} after step 6" in done.out
+    assert "DIFFERS" not in done.out and "reproduced: the first 6 steps" in done.out
+    broken = moved / "part-000.jsonl"
+    broken.write_bytes(broken.read_bytes().replace(b"import", b"export"))  # as many bytes as before
+    done = pipeline("reproduce", str(card), *uris, env=head.env)
+    assert done.code == 8 and "not reproduced" in done.err
+    assert re.search(r"manifest +same", done.out) and re.search(r"order digest +DIFFERS", done.out)
 
 
 def test_mlflow_has_one_finished_run_with_metrics(reference: Result) -> None:
@@ -255,8 +306,6 @@ def test_s3_with_errors_trains_the_same_batches(
 
 
 def train_on_s3(env: dict[str, str], config: Path, reference: Result, s3_uri: str, tmp_path: Path) -> None:
-    from pretrainer.storage import Store
-
     store = Store(s3_uri)
     for part in sorted((config.parent / "corpus").iterdir()):
         store.write(f"corpus/{part.name}", part.read_bytes())

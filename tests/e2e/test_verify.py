@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -16,8 +17,13 @@ from typing import Any
 import pytest
 
 from pipelines import trace, verify
+from pipelines.gather import gather
 from pretrainer.data.plan import load_manifest
 from pretrainer.errors import UserError
+from pretrainer.report.facts import Facts
+from pretrainer.report.page import render
+from pretrainer.report.story import tell
+from pretrainer.storage import Store
 from tests.e2e.head import Head, Result, pipeline, tiny_config, two_sources
 from tests.faults.chaos import Run
 from tests.faults.test_kill import train_workers
@@ -33,6 +39,7 @@ class Disturbed:
     summary: dict[str, Any]
     first_pid: int
     second: Result
+    while_it_ran: Facts
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,8 @@ def disturbed(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Disturbed
         second = pipeline("pretrain", "--config", str(config), env=head.env)
         run.wait(lambda: run.steps_seen() and run.steps_seen()[-1] >= KILL_AFTER, f"step {KILL_AFTER}")
         train_workers(head)[1].kill()
-        return Disturbed(run.folder, run.finish(240), run.process.pid, second)
+        running = gather(Store(str(run.folder)))
+        return Disturbed(run.folder, run.finish(240), run.process.pid, second, running)
     finally:
         run.stop()
 
@@ -80,6 +88,19 @@ def test_a_run_with_a_killed_worker_is_proved_from_its_log_and_from_the_raw_inpu
     assert f"{STEPS} steps, each trained once" in done.out and "steps 0 to 59 from the raw input: equal" in done.out
     assert "0 to 59: 2" in done.out and "attempt 1 went on at step" in done.out
     assert disturbed.summary["order_digest"] in done.out
+
+
+def test_the_report_tells_of_the_kill_and_of_a_run_that_goes_on(disturbed: Disturbed) -> None:
+    running = disturbed.while_it_ran
+    assert running.status == "running" and running.total_steps == STEPS and running.sources["early"]["read"] > 0
+    assert b"running" in render(running)
+    facts = gather(Store(str(disturbed.folder)))
+    story = tell(facts)
+    assert facts.status == "completed" and len(facts.attempts) == 2 and story.last_step == STEPS
+    (killed,) = [mark for mark in story.marks if mark.kind == "failure"]
+    assert killed.step >= KILL_AFTER and killed.words in html.unescape(render(facts).decode())
+    losses = dict(story.curve("loss"))
+    assert list(losses) == sorted(losses) and max(losses) == STEPS and len(losses) >= STEPS // 2
 
 
 def test_mlflow_has_every_step_once_in_one_run(disturbed: Disturbed) -> None:
