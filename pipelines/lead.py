@@ -50,8 +50,10 @@ class Lead:
 
 
 def measure(data: Frozen, curriculum: Curriculum, step: int) -> dict[str, Any]:
-    """`steps` that are packed and not trained yet, `tokens` in them, and by source the share of its chunks' units that
-    is curated. The source that is least ahead decides the steps."""
+    """Steps and tokens that are packed and not trained yet, and by source the share of its units that is curated.
+
+    The source that is least ahead decides the steps.
+    """
     lines = begun_plans(Store(data.plans[0].data_uri), data.plans, data.segments)
     block = max(0, step * curriculum.blocks_per_step - 1)
     segment = curriculum.at(block)
@@ -61,7 +63,7 @@ def measure(data: Frozen, curriculum: Curriculum, step: int) -> dict[str, Any]:
     shares = [share / order.mixture.cycle * curriculum.blocks_per_step for share in order.shares]
     steps = min(n / share for n, share in zip(ahead, shares, strict=True) if share)
     tokens = sum(ahead) * segment.slot_sequences * segment.seq_len
-    return {"steps": round(steps, 1), "tokens": tokens, "curated": curated(data.plans)}
+    return {"steps_ahead": round(steps, 1), "tokens_ahead": tokens, "curated": curated(data.plans)}
 
 
 def packed_blocks(plan: SourcePlan) -> int:

@@ -45,10 +45,14 @@ class Journal:
         self._writer: _Writer | None = None
 
     def put(self, event: Mapping[str, Any]) -> None:
-        """Take an event; returns at once."""
+        """Take an event; returns at once, and raises nothing that could end the training that tells it."""
+        try:
+            line = line_of(event)
+        except (TypeError, ValueError) as error:
+            return log.warning("an event %s of the run is no JSON and is not kept: %s", event.get("kind"), error)
         if self._writer is None:
             self._writer = _Writer(Store(self.run_uri), self.number)
-        self._writer.put(line_of(event))
+        self._writer.put(line)
 
     def flush(self, timeout_s: float) -> bool:
         """Write what waits, now; whether everything is in storage within the time."""
@@ -106,7 +110,8 @@ def object_path(number: int, first: int) -> str:
 def line_of(event: Mapping[str, Any]) -> str:
     """An event as a line of JSON, which has no number for what is not finite."""
     kept = {name: value for name, value in event.items() if name not in BULKY}
-    return json.dumps(_finite({**kept, **(summed_up(event["steps"]) if "steps" in event else {})})) + "\n"
+    steps = summed_up(event["steps"]) if event["kind"] == "steps" else {}
+    return json.dumps(_finite({**kept, **steps})) + "\n"
 
 
 def summed_up(steps: list[dict[str, Any]]) -> dict[str, Any]:

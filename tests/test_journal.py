@@ -122,6 +122,13 @@ def test_what_is_bulky_is_left_out_and_steps_are_summed_up() -> None:
     assert "values" not in line_of({"kind": "look", "values": {"x": 1}}) and "steps" in event
 
 
+def test_what_is_no_json_ends_nothing_and_loses_nothing_else(run: Store, caplog: pytest.LogCaptureFixture) -> None:
+    kept = Journal(run.uri, 1)
+    for event in ({"number": 1}, {"number": object()}, {"kind": "steps", "number": 2, "steps": 3.5}, {"number": 4}):
+        kept.put({"kind": "any", **event})
+    assert kept.flush(PATIENCE_S) and numbers(run) == [1, 4] and "is not kept" in caplog.text
+
+
 def test_what_is_not_finite_is_valid_json() -> None:
     steps = [{"step": 1, "loss": float("nan"), "grad_norm": float("inf")}, {"step": 2, "loss": 3.0, "grad_norm": 1.0}]
     assert summed_up(steps)["loss"] == 3.0 and summed_up(steps)["grad_norm_max"] == 1.0

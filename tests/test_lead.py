@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipelines import lead as module
 from pipelines.lead import Lead, measure
 from pretrainer.data.curriculum import Curriculum, make_segments
 from pretrainer.errors import StorageError
+from pretrainer.journal import line_of
 from tests.report.example import config
 
 PER_STEP = 8
@@ -38,11 +40,12 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_source_that_is_least_ahead_decides(data: Any) -> None:
     curriculum = Curriculum(data.segments, PER_STEP)
     found = measure(data, curriculum, 10)  # 60 and 20 taken, 60 and 10 left
-    assert found["steps"] == pytest.approx(5.0, abs=0.5) and found["tokens"] == pytest.approx(70 * 2 * 32, abs=130)
+    assert found["steps_ahead"] == pytest.approx(5.0, abs=0.5)
+    assert found["tokens_ahead"] == pytest.approx(70 * 2 * 32, abs=130)
     assert found["curated"] == {"web": 0.25, "code": 1.0}
     data.plans[1] = plan("code", 0)
-    assert measure(data, curriculum, 10)["steps"] == 0
-    assert measure(data, curriculum, 0)["steps"] == 0 and measure(data, curriculum, 200)["steps"] == 0
+    assert measure(data, curriculum, 10)["steps_ahead"] == 0
+    assert measure(data, curriculum, 0)["steps_ahead"] == measure(data, curriculum, 200)["steps_ahead"] == 0
 
 
 def test_a_look_is_told_after_a_step_when_it_is_time(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +58,7 @@ def test_a_look_is_told_after_a_step_when_it_is_time(data: Any, monkeypatch: pyt
     assert lead.thread is not None
     lead.thread.join(10)
     assert [(event["kind"], event["step"]) for event in told] == [("lead", 10)]
+    assert json.loads(line_of(told[0])) == told[0]  # nothing of it is lost on its way into the run folder
 
 
 def test_looks_are_rare(data: Any) -> None:

@@ -108,19 +108,24 @@ def value_at(points: Points, step: float) -> float:
 def curves(
     title: str, lines: Mapping[str, Points], story: Story, words: Callable[[float], str], from_zero: bool = False
 ) -> str | None:
-    """A smaller picture of some curves, named at their ends."""
+    """A smaller picture of some curves with their last values; `names` says which is which."""
     lines = {name: thin(points) for name, points in lines.items() if points}
     if not lines or story.last_step < 1:
         return None
     values = [value for points in lines.values() for _step, value in points]
-    chart = StepChart(steps_axis(story.last_step), value_axis(values, title, words, from_zero), title, SMALL)
-    for number, (name, points) in enumerate(lines.items()):
-        label = f"{_short(name)} {words(points[-1][1])}".strip()
+    chart = StepChart(steps_axis(story.last_step), value_axis(values, "", words, from_zero), title, SMALL)
+    for number, points in enumerate(lines.values()):
         if len(points) > 1:
-            chart.line(points, f"c{number % COLORS}", label)
+            chart.line(points, f"c{number % COLORS}", words(points[-1][1]))
         else:
-            chart.spot(*points[0], f"c{number % COLORS}", label)
+            chart.spot(*points[0], f"c{number % COLORS}", words(points[-1][1]))
     return chart.svg()
+
+
+def names(lines: Mapping[str, Points]) -> list[tuple[str, str]]:
+    """(name, class of its colour) of the curves of `curves`."""
+    drawn = [name for name, points in lines.items() if points]
+    return [(name, f"c{number % COLORS}") for number, name in enumerate(drawn)]
 
 
 def _short(name: str) -> str:

@@ -7,19 +7,20 @@ import hashlib
 import html
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from pretrainer.report import charts
 from pretrainer.report.evaluation import evaluation
 from pretrainer.report.facts import Facts, Plain
-from pretrainer.report.story import KINDS, Mark, Story, tell
+from pretrainer.report.story import KINDS, Mark, Points, Story, tell
 from pretrainer.report.weak import findings
 
 MOST_ROWS = 200
 MOST_SAMPLES = 12
 NOT_RECORDED = "not recorded"
+BRIEF = 40  # characters that stay on one line
 
 
 def render(facts: Facts) -> bytes:
@@ -56,12 +57,26 @@ def figure(picture: str | None, caption: str = "") -> str:
     return f"<figure>{picture}{f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''}</figure>"
 
 
+def curves(
+    title: str, lines: Mapping[str, Points], story: Story, words: Callable[[float], str], from_zero: bool = True
+) -> str:
+    """A small picture under its title, with a legend where there are several curves; nothing where there is none."""
+    picture = charts.curves(title, lines, story, words, from_zero)
+    if picture is None:
+        return ""
+    known = charts.names(lines)
+    keys = "".join(f'<span class="key {color}"></span>{html.escape(name)}' for name, color in known)
+    legend = f'<p class="legend">{keys}</p>' if len(known) > 1 else ""
+    return f"<figure><figcaption>{html.escape(title)}</figcaption>{picture}{legend}</figure>"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> str:
     """Cells are escaped, but for pictures; from column `words` on they are numbers."""
 
     def cell(tag: str, column: int, value: Any) -> str:
-        text, kind = value if isinstance(value, Picture) else html.escape(str(value)), ' class="number"'
-        return f"<{tag}{'' if column < words else kind}>{text}</{tag}>"
+        text = value if isinstance(value, Picture) else html.escape(str(value))
+        kind = "number" if column >= words else "brief" if len(text) <= BRIEF or text is value else ""
+        return f'<{tag} class="{kind}">{text}</{tag}>'
 
     def line(tag: str, row: Sequence[Any]) -> str:
         return f"<tr>{''.join(cell(tag, column, value) for column, value in enumerate(row))}</tr>"
@@ -91,8 +106,8 @@ def headline(facts: Facts, story: Story) -> Iterable[str]:
         ("steps", f"{steps:,}" + (f" of {total:,}" if total else "")),
         ("tokens", shown(tokens, ",")),
         ("held-out loss", shown(_held_out_loss(facts, story), ".4f")),
-        ("bits per byte", f"{shown(summary.get('val_bits_per_byte'), '.3f')}, gzip -9 "
-                          f"{shown(summary.get('gzip_bits_per_byte'), '.3f')}"),
+        (f"bits per byte (gzip -9 {shown(summary.get('gzip_bits_per_byte'), '.3f')})",
+         shown(summary.get("val_bits_per_byte"), ".3f")),
         ("parameters", shown(summary.get("parameters"), ",")),
         ("goodput", shown(facts.goodput.get("fraction"), ".1%")),
         ("tokens per second", shown(speed, ",.0f")),
@@ -178,8 +193,8 @@ def decisions(facts: Facts, story: Story) -> Iterable[str]:
 
 
 def by_source(facts: Facts, story: Story) -> Iterable[str]:
-    trained = charts.curves("training loss by source", story.source_losses(), story, "{:.3f}".format)
-    held = charts.curves("held-out loss by source", story.held_out("loss"), story, "{:.3f}".format)
+    trained = curves("training loss by source", story.source_losses(), story, "{:.3g}".format, False)
+    held = curves("held-out loss by source", story.held_out("loss"), story, "{:.3g}".format, False)
     rows = [
         (name, shown(points[-1][1], ".4f"), shown(_last(story, "bits_per_byte", name), ".3f"),
          shown(one.get("gzip_bits_per_byte"), ".3f"), shown(one.get("unigram_bits_per_byte"), ".3f"),
@@ -187,7 +202,7 @@ def by_source(facts: Facts, story: Story) -> Iterable[str]:
         for name, points in story.held_out("loss").items() for one in [facts.held_out.get(name) or {}]
     ]  # fmt: skip
     head = ["source", "held-out loss", "bits per byte", "gzip -9", "unigram tokens", "documents"]
-    pictures = f'<div class="two">{figure(trained)}{figure(held)}</div>' if trained or held else ""
+    pictures = f'<div class="two">{trained}{held}</div>' if trained or held else ""
     yield section("By source", pictures or _nothing(), table(head, rows) if rows else "")
 
 
@@ -197,19 +212,18 @@ def _last(story: Story, metric: str, name: str) -> float | None:
 
 
 def speed(facts: Facts, story: Story) -> Iterable[str]:
-    lead = [(one["step"], one["steps"]) for one in story.leads]
+    lead = [(one["step"], one["steps_ahead"]) for one in story.leads]
     memory = [(one["step"], one.get("device_peak_bytes", one.get("host_peak_bytes", 0)) / 2**30) for one in story.looks]
     pictures = [
-        charts.curves("learning rate", {"": story.curve("learning_rate")}, story, "{:.2e}".format, True),
-        charts.curves("tokens per second", {"": story.curve("tokens_per_s")}, story, "{:,.0f}".format, True),
-        charts.curves("share of time waiting for data", {"": story.curve("data_wait_fraction")}, story, "{:.1%}".format,
-                      True),
-        charts.curves("steps that curation is ahead", {"": lead}, story, "{:,.0f}".format, True),
-        charts.curves("MFU", {"": story.curve("mfu")}, story, "{:.1%}".format, True),
-        charts.curves("gradient norm", {"": story.curve("grad_norm")}, story, "{:.3g}".format, True),
-        charts.curves("peak memory of rank 0, GiB", {"": memory}, story, "{:.2f}".format, True),
-    ]  # fmt: skip
-    drawn = "".join(figure(picture) for picture in pictures if picture)
+        curves("learning rate", {"": story.curve("learning_rate")}, story, "{:.1e}".format),
+        curves("tokens per second", {"": story.curve("tokens_per_s")}, story, "{:,.0f}".format),
+        curves("share of time waiting for data", {"": story.curve("data_wait_fraction")}, story, "{:.0%}".format),
+        curves("steps that curation is ahead of training", {"": lead}, story, "{:,.0f}".format),
+        curves("MFU", {"": story.curve("mfu")}, story, "{:.1%}".format),
+        curves("gradient norm", {"": story.curve("grad_norm")}, story, "{:.3g}".format),
+        curves("peak memory of rank 0, GiB", {"": memory}, story, "{:.3g}".format),
+    ]
+    drawn = "".join(pictures)
     last = story.leads[-1]["curated"] if story.leads else {}
     note = ", ".join(f"{name} {share:.0%}" for name, share in last.items())
     note = f"Curated when it was last looked at: {note}." if note else ""
@@ -263,12 +277,12 @@ def identity(facts: Facts, story: Story) -> Iterable[str]:
     summary, driver = facts.summary, (facts.of("driver") or [{}])[-1]
     cluster: Plain = driver.get("cluster") or {}
     kinds = ", ".join(cluster.get("accelerators") or ()) or "none"
-    parts = "{nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs".format(**cluster) if cluster else None
+    parts = "nodes {nodes}, CPUs {cpus:g}, GPUs {gpus:g}".format(**cluster) if cluster else None
     hardware = parts and f"{parts} ({kinds})"
     rows = [
         ("order digest", shown(facts.order_digest)),
         ("stream fingerprint", shown(facts.fingerprint)),
-        ("weights SHA-256", shown(summary.get("weights_sha256"))),
+        ("weights SHA-256 (exact mode)", shown(summary.get("weights_sha256"))),
         ("checkpoint", shown(summary.get("checkpoint"))),
         ("export", shown(summary.get("export"))),
         ("git commit", shown(driver.get("git_commit"))),

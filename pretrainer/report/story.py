@@ -112,7 +112,8 @@ def _start(story: Story, event: Plain, before: _Before) -> None:
 
 def _forget(story: Story, step: int) -> None:
     """Training goes on from this step: what comes after it is trained again."""
-    story.intervals = [one for one in story.intervals if one["step"] <= step]
+    for known in (story.intervals, story.leads, story.looks):
+        known[:] = [one for one in known if one["step"] <= step]
 
 
 def _steps(story: Story, event: Plain, before: _Before) -> None:

@@ -34,10 +34,12 @@ def not_finished(facts: Facts, story: Story) -> str | None:
 
 
 def no_better_than_gzip(facts: Facts, story: Story) -> str | None:
-    ours, gzip = facts.summary.get("val_bits_per_byte"), facts.summary.get("gzip_bits_per_byte")
-    if ours is None or gzip is None or ours < gzip:
-        return None
-    return f"The model needs {ours:.3f} bits per byte of held-out text; gzip -9 needs {gzip:.3f}."
+    worse = []
+    for name, points in story.held_out("bits_per_byte").items():
+        gzip = (facts.held_out.get(name) or {}).get("gzip_bits_per_byte")
+        if gzip is not None and points[-1][1] >= gzip:
+            worse.append(f"{name} {points[-1][1]:.3f} (gzip -9 {gzip:.3f})")
+    return f"Held-out text in bits per byte, no better than gzip makes it: {', '.join(worse)}." if worse else None
 
 
 def memorised(facts: Facts, story: Story) -> str | None:

@@ -49,6 +49,11 @@ def start(step: int, world: int, **more: Any) -> dict[str, Any]:
             **more}  # fmt: skip
 
 
+def lead(step: int, ahead: float) -> dict[str, Any]:
+    return {"kind": "lead", "step": step, "steps_ahead": ahead, "tokens_ahead": 6400,
+            "curated": {"web": 0.5, "code": 1.0}, "at_s": 1000.0 + step}  # fmt: skip
+
+
 def driver(number: int, at_s: float) -> dict[str, Any]:
     there = {"nodes": 1, "cpus": 2.0, "gpus": 0.0, "accelerators": [], "node_memory_bytes": None}
     return {"kind": "driver", "number": number, "cluster": there, "software": {"python": "3.11.7", "torch": "2.13.0"},
@@ -63,9 +68,10 @@ def events() -> list[dict[str, Any]]:
         validation(0, 6.4),
         *(steps_event(step, 6.4 - step / 100) for step in range(10, 101, 10)),
         {"kind": "checkpoint", "step": 60, "order_digest": "d60", "at_s": 1061.0},
-        {"kind": "lead", "step": 80, "steps": 12.5, "tokens": 6400, "curated": {"web": 0.5, "code": 1.0}, "at_s": 1080},
+        lead(80, 7.0),
         {"kind": "failure", "message": HOSTILE, "reason": None, "ranks": [1], "at_s": 1101.0},
         start(60, 3),
+        lead(80, 12.5),
         *(steps_event(step, 6.2 - step / 100, 3) for step in range(70, 151, 10)),
         {"kind": "preempted", "step": 150, "seconds_left": 30.0, "at_s": 1151.0},
         {"kind": "failure", "message": "PreemptedError", "reason": "preempted", "ranks": [0], "at_s": 1152.0},

@@ -83,10 +83,10 @@ def test_every_section_is_there_and_has_its_numbers() -> None:
         "Samples over time", "Speed and schedule", "Where the workers&#x27; time went", "Documents", "What it was",
     ]  # fmt: skip
     for words in (
-        "200 of 200", "102,400", "4.3000", "2.150, gzip -9 2.500", "completed", "95.0%", 
+        "200 of 200", "102,400", "4.3000", "2.150 bits per byte (gzip -9 2.500)", "completed", "95.0%", 
         "7 documents, those with the most tokens first", "1,234", "Curated when it was last looked at: web 50%",
         "Of 2.00 worker-hours", "duplicate_near", "75.00%", "d200", "f00d", "torch 2.13.0", "train.steps", "step 20",
-        "steps that curation is ahead", "rank 1:", "1970-01-01 00:18:21",
+        "steps that curation is ahead of training", "rank 1:", "1970-01-01 00:18:21",
     ):  # fmt: skip
         assert words in text, words
 

@@ -73,7 +73,7 @@ def test_curves_by_source() -> None:
     story = tell(facts())
     assert set(story.source_losses()) == {"web", "code"} and len(story.source_losses()["web"]) == 20
     assert story.held_out("loss")["code"] == [(0, 6.4), (200, 4.3)]
-    assert story.last_step == 200 and story.leads[0]["steps"] == 12.5
+    assert story.last_step == 200 and [one["steps_ahead"] for one in story.leads] == [12.5]
 
 
 def test_what_is_no_number_is_no_point() -> None:
