@@ -110,7 +110,7 @@ def object_path(number: int, first: int) -> str:
 def line_of(event: Mapping[str, Any]) -> str:
     """An event as a line of JSON, which has no number for what is not finite."""
     kept = {name: value for name, value in event.items() if name not in BULKY}
-    steps = summed_up(event["steps"]) if event["kind"] == "steps" else {}
+    steps = summed_up(event.get("steps", [])) if event["kind"] == "steps" else {}
     return json.dumps(_finite({**kept, **steps})) + "\n"
 
 
