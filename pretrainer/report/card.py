@@ -88,12 +88,14 @@ def _data(facts: Facts, inputs: Inputs) -> dict[str, Any]:
 
 def _training(facts: Facts, story: Story) -> dict[str, Any]:
     stretches = [{"first_step": first, "end_step": end, "workers": w} for first, end, w in story.worlds]
+    early = (facts.summary["early_stop"] or "no") if "early_stop" in facts.summary else None
     names = ("train_loss", "warnings", "tokens_per_s", "data_wait_fraction", "checkpoints")
     return {
         "steps": facts.steps,
         "of_steps": facts.total_steps,
         "tokens": facts.steps * facts.batch_tokens if facts.batch_tokens else None,
         **{name: facts.summary.get(name) for name in names},
+        "early_stop": early,
         "worker_groups": [dict(attempt) for attempt in facts.attempts] or None,
         "restarts": max(0, len(facts.attempts) - 1) if facts.attempts else None,
         "world_sizes": stretches or None,
@@ -106,7 +108,7 @@ def _evaluation(facts: Facts) -> dict[str, Any]:
     return {
         "held_out": {name: facts.summary.get(name) for name in _HELD_OUT},
         "by_source": facts.summary.get("validation") or None,
-        "tasks": dict(facts.evaluation[-1]) if facts.evaluation else None,
+        "tasks": facts.newest_tasks() or None,
     }
 
 

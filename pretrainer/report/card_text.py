@@ -33,7 +33,7 @@ def front_matter(card: Plain) -> dict[str, Any]:
 
 
 def results(card: Plain) -> list[dict[str, Any]]:
-    tasks = (card["evaluation"]["tasks"] or {}).get("tasks", {})
+    tasks = card["evaluation"]["tasks"] or {}
     return [
         {
             "task": {"type": "text-generation"},
@@ -224,16 +224,15 @@ def _evaluation(card: Plain) -> Iterable[str]:
     names = ("loss", "perplexity", "bits_per_byte", "targets")
     held = [(source, *(one.get(name) for name in names)) for source, one in by_source.items()]
     yield from table(["held-out source", "loss", "perplexity", "bits per byte", "tokens"], held)
-    tasks = (card["evaluation"]["tasks"] or {}).get("tasks", {})
+    tasks = card["evaluation"]["tasks"] or {}
     rows = [
-        (name, task["shots"], task["documents"], metric, one["value"], one.get("stderr"), task.get("guess"))
+        (name, task["step"], task["shots"], task["documents"], metric, one["value"], one.get("stderr"),
+         task.get("guess"))
         for name, task in tasks.items()
         for metric, one in task["metrics"].items()
-    ]
+    ]  # fmt: skip
     if rows:
-        yield f"At step {shown(card['evaluation']['tasks']['step'])}:"
-        yield ""
-        yield from table(["task", "shots", "lines", "metric", "value", "standard error", "blind guess"], rows)
+        yield from table(["task", "step", "shots", "lines", "metric", "value", "standard error", "blind guess"], rows)
     else:
         yield "No task was evaluated."
         yield ""

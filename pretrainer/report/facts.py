@@ -50,5 +50,10 @@ class Facts:
     fingerprint: str | None = None
     order_digest: str | None = None
 
+    def newest_tasks(self) -> dict[str, Plain]:
+        """Task -> its result at the newest step that has one, with the step; cadences have tasks of their own."""
+        points = sorted(self.evaluation, key=lambda point: point["step"])
+        return {name: {"step": p["step"], **task} for p in points for name, task in p["tasks"].items()}
+
     def of(self, kind: str) -> list[Plain]:
         return [event for event in self.events if event["kind"] == kind]

@@ -213,13 +213,15 @@ def _last(story: Story, metric: str, name: str) -> float | None:
 
 def speed(facts: Facts, story: Story) -> Iterable[str]:
     lead = [(one["step"], one["steps_ahead"]) for one in story.leads]
+    talk = [(one["step"], one["communication_share"]) for one in story.profiles]
     memory = [(one["step"], one.get("device_peak_bytes", one.get("host_peak_bytes", 0)) / 2**30) for one in story.looks]
     pictures = [
-        curves("learning rate", {"": story.curve("learning_rate")}, story, "{:.1e}".format),
+        curves("learning rate", {"": story.curve("learning_rate")}, story, "{:.3g}".format),
         curves("tokens per second", {"": story.curve("tokens_per_s")}, story, "{:,.0f}".format),
         curves("share of time waiting for data", {"": story.curve("data_wait_fraction")}, story, "{:.0%}".format),
         curves("steps that curation is ahead of training", {"": lead}, story, "{:,.0f}".format),
         curves("MFU", {"": story.curve("mfu")}, story, "{:.1%}".format),
+        curves("share of a step that was communication", {"": talk}, story, "{:.0%}".format),
         curves("gradient norm", {"": story.curve("grad_norm")}, story, "{:.3g}".format),
         curves("peak memory of rank 0, GiB", {"": memory}, story, "{:.3g}".format),
     ]

@@ -44,6 +44,7 @@ class Story:
     validations: dict[int, Plain] = field(default_factory=dict)  # step -> sources
     leads: list[Plain] = field(default_factory=list)
     looks: list[Plain] = field(default_factory=list)
+    profiles: list[Plain] = field(default_factory=list)
     worlds: list[tuple[int, int, int]] = field(default_factory=list)  # (first step, last step, workers)
 
     @property
@@ -112,7 +113,7 @@ def _start(story: Story, event: Plain, before: _Before) -> None:
 
 def _forget(story: Story, step: int) -> None:
     """Training goes on from this step: what comes after it is trained again."""
-    for known in (story.intervals, story.leads, story.looks):
+    for known in (story.intervals, story.leads, story.looks, story.profiles):
         known[:] = [one for one in known if one["step"] <= step]
 
 
@@ -170,9 +171,12 @@ TELLERS: dict[str, Any] = {
     "preempted": _preempted,
     "stall": _mark("stall"),
     "warning": _mark("warning"),
+    "evaluation_failed": _mark("warning"),
+    "copy_failed": _mark("warning"),
     "fatal": _mark("failure"),
     "lead": lambda story, event, before: story.leads.append(event),
     "look": lambda story, event, before: story.looks.append(event),
+    "profile": lambda story, event, before: story.profiles.append(event),
 }
 """What each kind of event adds to the story; all others are for the console."""
 

@@ -33,6 +33,14 @@ def not_finished(facts: Facts, story: Story) -> str | None:
     return f"The run is {facts.status} at step {max(facts.steps, story.last_step):,}{of}. {facts.message}".strip()
 
 
+def ended_early(facts: Facts, story: Story) -> str | None:
+    early = facts.summary.get("early_stop")
+    if not early:
+        return None
+    rule = f"{early['stop_after_validations']} validations in a row were no better by {early['min_improvement']:g} nats"
+    return f"It ended early, after step {early['step']:,}: {rule}."
+
+
 def no_better_than_gzip(facts: Facts, story: Story) -> str | None:
     worse = []
     for name, points in story.held_out("bits_per_byte").items():
@@ -80,15 +88,14 @@ def few_held_out(facts: Facts, story: Story) -> str | None:
 
 
 def not_evaluated(facts: Facts, story: Story) -> str | None:
-    if any(not name.startswith("held-out") for point in facts.evaluation for name in point["tasks"]):
+    if any(not name.startswith("held-out") for name in facts.newest_tasks()):
         return None
     return "No task was evaluated: only loss on held-out text says how good the model is (evaluation.tasks)."
 
 
 def guessing(facts: Facts, story: Story) -> str | None:
-    tasks = facts.evaluation[-1]["tasks"] if facts.evaluation else {}
     blind = []
-    for name, task in tasks.items():
+    for name, task in facts.newest_tasks().items():
         acc, guess = task["metrics"].get("acc"), task.get("guess")
         if acc is not None and guess is not None and acc["value"] <= guess + 2 * (acc.get("stderr") or 0.0):
             blind.append(f"{name} {acc['value']:.1%} (guess {guess:.1%})")
@@ -101,7 +108,7 @@ def spikes(facts: Facts, story: Story) -> str | None:
     left_out = {step for heal in facts.heals for step in range(heal["first_step"], heal["end_step"])}
     reasons = Counter(heal["reason"].replace("_", " ") for heal in facts.heals)
     told = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
-    return f"Training was not calm: {told}; {len(left_out):,} steps were left out. The documents are named below."
+    return f"Training was not calm: {told}; steps left out: {len(left_out):,}. The documents are named below."
 
 
 def warned(facts: Facts, story: Story) -> str | None:
@@ -172,6 +179,7 @@ def off_mixture(facts: Facts, story: Story) -> str | None:
 
 RULES: dict[str, Rule] = {
     "not_finished": not_finished,
+    "ended_early": ended_early,
     "no_better_than_gzip": no_better_than_gzip,
     "memorised": memorised,
     "rising": rising,

@@ -110,7 +110,7 @@ SUMMARY: dict[str, Any] = {
     "perplexity": 73.7, "gzip_bits_per_byte": 2.5, "unigram_bits_per_byte": 3.1, "parameters": 30_000,
     "active_parameters": 30_000, "tokens_per_s": 1000.0, "data_wait_fraction": 0.02, "warnings": [],
     "weights_sha256": None, "order_digest": "d200", "checkpoint": "x", "export": "y", "validation": {},
-    "checkpoints": {"saved": 2, "blocking_s": 0.1, "total_s": 1.0},
+    "checkpoints": {"saved": 2, "blocking_s": 0.1, "total_s": 1.0}, "early_stop": None,
 }  # fmt: skip
 SHARE = {"useful": 0.95, "start_up": 0.02, "data_wait": 0.01, "checkpoint": 0.01, "validation": 0.01, "lost_work": 0.0,
          "recovery": 0.0, "other": 0.0}  # fmt: skip

@@ -41,7 +41,8 @@ def test_the_card_has_what_published_runs_leave_out() -> None:
     assert [heal["action"] for heal in whole["instabilities"]] == ["nothing is done", "119 is left out"]
     assert whole["training"]["restarts"] == 2 and whole["training"]["world_sizes"][1]["workers"] == 3
     assert [mark["kind"] for mark in whole["training"]["what_happened"]].count("failure") == 1
-    assert whole["checkpoint"]["rule"] == "the newest committed one" and whole["evaluation"]["tasks"]["step"] == 200
+    assert whole["checkpoint"]["rule"] == "the newest committed one" and whole["training"]["early_stop"] == "no"
+    assert whole["evaluation"]["tasks"]["arc"]["step"] == 200
     assert whole["software"]["git_commit"] == "abc" and whole["software"]["software"]["torch"] == "2.13.0"
     assert whole["digests"]["order_digest"] == {"steps": 200, "digest": "d200"}
 
@@ -135,7 +136,7 @@ def test_every_part_of_the_card_is_told() -> None:
     for words in (
         "30,000 parameters, 102,400 tokens in 200 of 200 steps", "## What is weak", "duplicate\\_near | 15 | 15.00%",
         "MIT 30, none named 19", "| 0 to 60 | 2 |", "Restarts of the workers: 2.", "step 89: loss 9 is above 7",
-        "119 is left out", "| arc | 5 | 100 | acc | 0.4 | 0.02 | 0.25 |", "5.90 USD", "1.68 kWh", "d200", "f00d",
+        "119 is left out", "| arc | 200 | 5 | 100 | acc | 0.4 | 0.02 | 0.25 |", "5.90 USD", "1.68 kWh", "d200", "f00d",
         "the newest committed one", "global_batch_tokens: 512", "torch 2.13.0", "Not recorded:",
     ):  # fmt: skip
         assert words in text, words

@@ -186,5 +186,9 @@ def test_points_of_several_cadences_become_curves_by_task() -> None:
     assert {name: [(p.step, p.results[0].metrics["acc"].value) for p in found] for name, found in curves.items()} == {
         "arc": [(100, 0.3), (200, 0.5)], "piqa": [(200, 0.6)],
     }  # fmt: skip
+    newest = facts(evaluation=points).newest_tasks()
+    assert {name: (task["step"], task["metrics"]["acc"]["value"]) for name, task in newest.items()} == {
+        "arc": (200, 0.5), "piqa": (200, 0.6),
+    }  # fmt: skip
     text = Checked(render(facts(evaluation=points))).text
     assert "arc 200 acc 50 % ± 2 %" in text and "piqa 200 acc 60 % ± 2 %" in text

@@ -37,12 +37,14 @@ def summary(**changes: Any) -> dict[str, Any]:
 LOST = {**SHARE, "useful": 0.6, "recovery": 0.37}
 WEAK: dict[str, tuple[dict[str, Any], str]] = {
     "not_finished": ({"status": "failed", "message": "it broke"}, "failed at step 200 of 200. it broke"),
+    "ended_early": (summary(early_stop={"step": 90, "stop_after_validations": 3, "min_improvement": 0.01}),
+                    "after step 90: 3 validations in a row were no better by 0.01 nats"),
     "no_better_than_gzip": ({"held_out": {name: {"documents": 40, "gzip_bits_per_byte": gzip}
                                           for name, gzip in (("web", 2.1), ("code", 2.2))}},
                             "web 2.150 (gzip -9 2.100)."),
     "memorised": (summary(val_loss=5.3), "a gap of 1.1"),
     "rising": ({"events": [*CALM, validation(150, 4.0)]}, "web 4.300 (least 4.000 at step 150); code"),
-    "spikes": ({"heals": [heal(), heal(policy="skip", first_step=3, end_step=5)]}, "2 × loss spike; 2 steps were left"),
+    "spikes": ({"heals": [heal(), heal(policy="skip", first_step=3, end_step=5)]}, "2 × loss spike; steps left out: 2"),
     "warned": ({"events": [*CALM, {"kind": "warning", "step": 3, "message": "it varies"}]}, "Warning: it varies."),
     "disturbed": ({"events": [*CALM, {"kind": "stall", "message": "x"}],
                    "attempts": [{"step": 0, "world_size": 2}] * 2}, "started again once (1 × stall)"),
