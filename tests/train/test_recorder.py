@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretrainer.errors import TrackingError
+from pretrainer.journal import Journal, read_events
+from pretrainer.storage import Store
 from pretrainer.tracking import Tracker
 from pretrainer.train import recorder as module
 from pretrainer.train.recorder import Recorder
@@ -69,6 +72,19 @@ def test_replayed_step_is_tracked_once(notes: Notes) -> None:
     assert recorder.flush(5) == 0
     assert numbers(notes.logged) == [[1], [2, 3, 4], [5], [], [6]]
     assert numbers(recorder.events) == numbers(notes.logged)
+
+
+def test_everything_that_is_told_is_kept_in_the_run_folder_replays_too(notes: Notes, tmp_path: Path) -> None:
+    """A tracker may know steps that a killed driver never wrote: what it is told again is kept again."""
+    run = Store(str(tmp_path))
+    recorder = Recorder(notes, Journal(run.uri, 1))
+    for event in (steps(1, 2), steps(2, 3), {"kind": "sample", "step": 3, "ids": [1]}):
+        recorder.record(event)
+    recorder.fatal("the stream is broken", 5)
+    assert recorder.keep_events(20) and Recorder(notes).keep_events(0)
+    kept = read_events(run)
+    assert [event["kind"] for event in kept] == ["steps", "steps", "sample", "fatal"]
+    assert [event["first_step"] for event in kept[:2]] == [1, 2] and all(event["at_s"] > 0 for event in kept)
 
 
 def test_event_of_the_caller_is_left_as_it_was(notes: Notes) -> None:
