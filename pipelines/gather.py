@@ -4,6 +4,7 @@ changed. Works on a run that goes on, that has ended in any way, and on one that
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from pretrainer.config_load import parse_config
 from pretrainer.data.curriculum import realised_shares
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen, thaw
-from pretrainer.errors import UserError
+from pretrainer.errors import StorageError, UserError
 from pretrainer.journal import read_events
 from pretrainer.lease import state
 from pretrainer.report.facts import Facts
@@ -27,6 +28,7 @@ from pretrainer.train.healing import HEALING, read_heals
 
 T = TypeVar("T")
 TOLD = 20  # documents of a decision
+READ_ATTEMPTS, READ_AGAIN_S = 10, 0.2
 POINTS = "evaluation/points"
 RESULTS = "evaluation/evaluation.json"
 
@@ -37,8 +39,7 @@ def gather(run: Store) -> Facts:
     if config is None and not run.list("data") and not run.list("lease"):
         raise UserError(f"{run.uri} is no run folder: give a run folder or the name of a run")
     frozen = thawed(run)
-    summary, committed = _json(run, "summary.json", {}), _there(lambda: committed_checkpoint(run), None)
-    steps = committed[1] if committed else 0
+    summary, steps = _json(run, "summary.json", {}), committed_steps(run)
     status = status_of(run, summary, config)
     events = read_events(run) or events_of_audit(run)
     return Facts(
@@ -64,6 +65,21 @@ def gather(run: Store) -> Facts:
         fingerprint=frozen.fingerprint if frozen else None,
         order_digest=order_digest(events, summary, steps),
     )
+
+
+def committed_steps(run: Store) -> int:
+    """Of a run that goes on, on a local disk, the list cannot be read in the moment in which the next one is written."""
+    for _attempt in range(READ_ATTEMPTS - 1):
+        try:
+            return _committed(run)
+        except StorageError:
+            time.sleep(READ_AGAIN_S)
+    return _committed(run)
+
+
+def _committed(run: Store) -> int:
+    committed = committed_checkpoint(run)
+    return committed[1] if committed else 0
 
 
 def _there(read: Callable[[], T], otherwise: T) -> T:

@@ -18,7 +18,7 @@ from pipelines import gather as module
 from pipelines import report
 from pipelines.gather import evaluation_points, gather, order_digest, status_of
 from pretrainer.config_load import to_yaml
-from pretrainer.errors import UserError
+from pretrainer.errors import StorageError, UserError
 from pretrainer.journal import Journal
 from pretrainer.lease import Claim, claim_path, pid_started, state, this_machine
 from pretrainer.storage import Store
@@ -126,6 +126,24 @@ def test_a_run_without_a_journal_has_the_losses_of_its_audit_log(run: Store) -> 
     assert found.events[1]["loss"] == 3.5 and found.attempts == [attempt]
     tell(run, start(0, 2), steps_event(10, 9.0))
     assert [e["step"] for e in gather(run).events] == [0, 10]
+
+
+def test_a_list_of_checkpoints_that_is_just_being_written_is_read_again(
+    run: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([StorageError("torn"), StorageError("torn"), ("checkpoints/x", 30), *[StorageError("torn")] * 10])
+
+    def committed(_run: Store) -> tuple[str, int]:
+        answer = next(answers)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(module, "READ_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "committed_checkpoint", committed)
+    assert module.committed_steps(run) == 30
+    with pytest.raises(StorageError):
+        module.committed_steps(run)
 
 
 def test_decisions_come_with_their_documents(run: Store) -> None:

@@ -218,7 +218,7 @@ def speed(facts: Facts, story: Story) -> Iterable[str]:
     pictures = [
         curves("learning rate", {"": story.curve("learning_rate")}, story, "{:.3g}".format),
         curves("tokens per second", {"": story.curve("tokens_per_s")}, story, "{:,.0f}".format),
-        curves("share of time waiting for data", {"": story.curve("data_wait_fraction")}, story, "{:.0%}".format),
+        curves("share of time waiting for data", {"": story.curve("data_wait_fraction")}, story, "{:.1%}".format),
         curves("steps that curation is ahead of training", {"": lead}, story, "{:,.0f}".format),
         curves("MFU", {"": story.curve("mfu")}, story, "{:.1%}".format),
         curves("share of a step that was communication", {"": talk}, story, "{:.0%}".format),
