@@ -39,9 +39,9 @@ def gather(run: Store) -> Facts:
     if config is None and not run.list("data") and not run.list("lease"):
         raise UserError(f"{run.uri} is no run folder: give a run folder or the name of a run")
     frozen = thawed(run)
-    summary, steps = _json(run, "summary.json", {}), committed_steps(run)
-    status = status_of(run, summary, config)
     events = read_events(run) or events_of_audit(run)
+    summary, steps = _json(run, "summary.json", {}), committed_steps(run, events)
+    status = status_of(run, summary, config)
     return Facts(
         run=run.uri.rstrip("/").rsplit("/", 1)[-1] if config is None else config.run.name,
         uri=redact(run.uri),
@@ -67,19 +67,16 @@ def gather(run: Store) -> Facts:
     )
 
 
-def committed_steps(run: Store) -> int:
-    """Of a run that goes on, on a local disk, the list cannot be read in the moment in which the next one is written."""
-    for _attempt in range(READ_ATTEMPTS - 1):
+def committed_steps(run: Store, events: list[dict[str, Any]]) -> int:
+    """In the newest committed checkpoint. On a local disk its list cannot be read in the moment in which it is written
+    anew, and a crash may have torn it: then the events count."""
+    for _attempt in range(READ_ATTEMPTS):
         try:
-            return _committed(run)
+            committed = committed_checkpoint(run)
+            return committed[1] if committed else 0
         except StorageError:
             time.sleep(READ_AGAIN_S)
-    return _committed(run)
-
-
-def _committed(run: Store) -> int:
-    committed = committed_checkpoint(run)
-    return committed[1] if committed else 0
+    return max((event["step"] for event in events if event["kind"] == "checkpoint"), default=0)
 
 
 def _there(read: Callable[[], T], otherwise: T) -> T:
