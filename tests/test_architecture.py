@@ -1,4 +1,4 @@
-"""Imports flow one way: pipelines → data, train, tuning, plan, evaluation → model → config, schema → errors.
+"""Imports flow one way: pipelines → data, train, tuning, report → plan, evaluation → model → config, schema → errors.
 
     python -m pytest -q tests/test_architecture.py
 
