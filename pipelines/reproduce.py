@@ -25,6 +25,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.card import CARD, shards
 from pipelines.cli import Cluster, cluster, run_main
+from pipelines.parent import adopt
 from pipelines.preflight import check
 from pretrainer.config import ClusterConfig, Config
 from pretrainer.config_load import parse_config
@@ -37,7 +38,7 @@ from pretrainer.data.prologue import Frozen, accept, freeze
 from pretrainer.errors import StreamError, UserError
 from pretrainer.report.compare import Row, as_text, compare
 from pretrainer.schema import Batch
-from pretrainer.storage import Store
+from pretrainer.storage import Store, resolve_run
 from pretrainer.train.batch import block_digest, chain, step_digest, to_tensor
 from pretrainer.train.blocks import PREFETCH_BLOCKS, SlotBlockCollate
 
@@ -101,8 +102,10 @@ def config_of(card: dict[str, Any], overrides: Sequence[str], folder: str) -> Co
     """The run's config, on this cluster and into this folder."""
     config = parse_config(yaml.safe_dump(card["config"]), overrides, "the card's config")
     asked = any(override.startswith("cluster.") for override in overrides)
+    parent = config.init.uri and resolve_run(config.init.uri, config.run.storage).uri  # which may be a name there
     run = replace(config.run, name="reproduce", storage=folder, copy_to=None)
-    return replace(config, run=run, cluster=config.cluster if asked else ClusterConfig())
+    init = replace(config.init, uri=parent)
+    return replace(config, run=run, init=init, cluster=config.cluster if asked else ClusterConfig())
 
 
 def fit_readers(config: Config, there: Cluster) -> Config:
@@ -119,7 +122,7 @@ def derive(card: dict[str, Any], config: Config, there: Cluster, steps: int) -> 
     run = Store(config.run.storage).child(config.run.name)
     check(config, run, there, training=False)
     say(f"listing, filtering and tokenizing the inputs of {card['run']['name']} again, {steps:,} steps")
-    frozen = freeze(config, run.child("data"))
+    frozen = freeze(config, run.child("data"), adopt(config, run))
     accept(frozen, run.child("data"))
     digests: dict[int, str] = {}
     try:

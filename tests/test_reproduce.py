@@ -58,6 +58,8 @@ def test_the_config_is_the_run_s_on_this_cluster_into_a_folder_of_its_own() -> N
     found = config_of(content, ["data.sources.0.uris=[/new]"], "/folder")
     assert found.data.sources[0].uris == ("/new",) and found.data.sources[1] == config().data.sources[1]
     assert (found.run.storage, found.run.copy_to, found.cluster.address) == ("/folder", None, "auto")
+    content["config"]["init"]["uri"], content["config"]["run"]["storage"] = "parent", "/runs"
+    assert found.init.uri is None and config_of(content, [], "/folder").init.uri == "/runs/parent"
     assert config_of(content, ["cluster.address=here:1"], "/folder").cluster.address == "here:1"
 
 

@@ -47,6 +47,7 @@ def card(facts: Facts, inputs: Inputs, prices: Prices) -> dict[str, Any]:
         "card": VERSION,
         "run": _run(facts),
         "model": _model(facts),
+        "init": _init(facts),
         "data": _data(facts, inputs),
         "tokenizer": dict(inputs.tokenizer) or None,
         "training": _training(facts, story),
@@ -74,6 +75,19 @@ def _model(facts: Facts) -> dict[str, Any]:
     settings = facts.config.get("model") or {}
     context = settings.get("context") or (facts.config.get("data") or {}).get("seq_len")
     return {**counts, "vocab_size": facts.vocab_size, "context": context, "settings": settings}
+
+
+def _init(facts: Facts) -> dict[str, Any] | str | None:
+    """What the run began with; a word where that is nothing, None where nobody knows."""
+    settings = clean(facts.config.get("init"))
+    if settings is None:
+        return None
+    if not settings["uri"]:
+        return "none, the weights were drawn"
+    known = facts.summary.get("init") or {}
+    names = ("uri", "checkpoint", "replay", "replay_share")
+    found = {name: settings[name] for name in names if name in settings}
+    return {**found, "weights_sha256": known.get("weights_sha256"), "forgetting": facts.summary.get("forgetting")}
 
 
 def _data(facts: Facts, inputs: Inputs) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pretrainer.report.facts import Plain
 
 NOT_RECORDED = "not recorded"
 MOST_ROWS = 100
-TAGS = ["pretrainer", "text-generation", "from-scratch"]
+TAGS = ["pretrainer", "text-generation"]
 
 
 def as_markdown(card: Plain) -> str:
@@ -89,7 +89,7 @@ def _head(card: Plain) -> Iterable[str]:
     yield f"# {shown(run['name'])}"
     yield ""
     yield (
-        f"A language model trained from scratch: {shown(card['model']['parameters'])} parameters, "
+        f"A language model, {_begun(card)}: {shown(card['model']['parameters'])} parameters, "
         f"{shown(training['tokens'])} tokens in {shown(training['steps'])} of {shown(training['of_steps'])} steps. "
         f"The run is {run['status']}. Everything here is generated from the run's own folder; `card.json` beside "
         "this file has the same for programs, and `python -m pipelines.reproduce card.json` derives its digests again."
@@ -105,6 +105,11 @@ def _head(card: Plain) -> Iterable[str]:
         yield ""
         yield from (f"- {shown(words)}" for words in card["to_look_at"].values())
         yield ""
+
+
+def _begun(card: Plain) -> str:
+    init = card["init"]
+    return f"trained on from {shown(init['uri'])}" if isinstance(init, Mapping) else "trained from scratch"
 
 
 def _use(card: Plain) -> Iterable[str]:
@@ -136,6 +141,8 @@ def _model(card: Plain) -> Iterable[str]:
     yield ""
     tokenizer = card["tokenizer"] or {}
     yield f"Tokenizer: {shown(tokenizer or None)}."
+    yield ""
+    yield f"Began with: {shown(card['init'])}."
     yield ""
 
 

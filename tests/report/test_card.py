@@ -99,6 +99,16 @@ def test_settings_without_a_value_are_not_missing() -> None:
     assert "data.sources.web.licences" in names and "data.sources.code.licences" not in names
 
 
+def test_a_model_that_was_loaded_is_named_and_is_not_from_scratch() -> None:
+    assert "trained from scratch" in as_markdown(made()) and made()["init"] == "none, the weights were drawn"
+    held = json.loads(json.dumps(facts().config))
+    held["init"]["uri"] = "s3://bucket/parent"
+    summary = {**facts().summary, "init": {"weights_sha256": "cafe"}, "forgetting": {"loss": 0.1}}
+    whole = made(config=held, summary=summary)
+    assert (whole["init"]["weights_sha256"], whole["init"]["forgetting"]) == ("cafe", {"loss": 0.1})
+    assert "trained on from s3://bucket/parent" in as_markdown(whole) and "from scratch" not in as_markdown(whole)
+
+
 def test_secrets_stay_out() -> None:
     values = {"tracking": {"uri": "https://me:word@host/x"}, "run": [f"{SECRET}"], "n": 3}
     assert "word" not in str(clean(values)) and SECRET not in str(clean(values)) and clean(values)["n"] == 3
