@@ -23,7 +23,7 @@ from pretrainer.config import RunConfig
 from pretrainer.config_load import load_config
 from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.plan import SourcePlan
-from pretrainer.data.prologue import thaw
+from pretrainer.data.prologue import data_folder, thaw
 from pretrainer.errors import UserError
 from pretrainer.plan.budget import BEST, Ask
 from pretrainer.plan.config_file import config_text
@@ -97,7 +97,7 @@ def _base(options: argparse.Namespace) -> Base:
         return Base(config=load_config(options.config, []), is_example=options.config is None)
     run = resolve_run(options.run, options.storage)
     config = run_config(run)
-    frozen = thaw(config, run.child("data"))
+    frozen = thaw(config, data_folder(config, run), run.child("data"))
     shares = mixture_shares(config, mixing_weights(config.data.sources, frozen.sizes))
     available = tuple(_available(plan, share) for plan, share in zip(frozen.plans, shares, strict=True))
     return Base(config=config, vocab_size=frozen.vocab_size, available=available)

@@ -93,6 +93,22 @@ def _check_cpus(config: Config, cluster: Cluster) -> None:
         )
 
 
+def check_concurrency(config: Config, cluster: Cluster) -> None:
+    """Trials that run at the same time must all have their CPUs, or they wait for each other."""
+    if config.cluster.autoscaling:
+        return
+    wanted = [int(v) for d in config.sweep.space if d.field == "train.num_workers" for v in d.values]
+    workers, trials = max([config.train.worker_range[0], *wanted]), config.sweep.max_concurrent_trials
+    needs = workers * config.train.cpus_per_worker + data_cpus(config.data)
+    if trials * needs > cluster.cpus + 1e-6:
+        fit = int(cluster.cpus / needs + 1e-9)
+        raise ConfigError(
+            f"sweep.max_concurrent_trials={trials} is not possible: a trial needs {needs:g} CPUs ({workers} workers x "
+            f"train.cpus_per_worker={config.train.cpus_per_worker:g}, and its data), and the cluster has "
+            f"{cluster.cpus:g}: use at most {fit}, or a smaller train.cpus_per_worker or data.read_cpus"
+        )
+
+
 def _check_sealed(config: Config, cluster: Cluster) -> None:
     """Sealed indexes must compare with the config and fit into a node, with every source's own copy of them."""
     dedup = config.data.dedup

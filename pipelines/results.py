@@ -40,16 +40,16 @@ log = logging.getLogger(__name__)
 DEDUP_KINDS = ("exact", "near", "url", "sealed", "lines", "substring")
 
 
-def finish(session: Session, outcome: Outcome, console: Console) -> int:
+def finish(session: Session, outcome: Outcome, console: Console, exports: bool = True) -> int:
     """Export, summarise, close the MLflow run with the true status; returns the exit code."""
     session.lease.fence.check()
     committed = committed_checkpoint(session.run)
     exported = None
     ended = committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped")
     no_export = why_no_export(session.config.model)
-    if committed is not None and ended and no_export is None:
+    if committed is not None and ended and exports and no_export is None:
         exported = export(session, to_export(session, committed, console))
-    elif ended:
+    elif ended and exports:
         console.say(f"not exported, the checkpoints have the model: {no_export}")
     summary = summarise(session, outcome, committed, exported)
     summary["goodput"] = session.supervisor.close(summary["tokens"], summary["steps"])

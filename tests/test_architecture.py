@@ -48,6 +48,7 @@ ONLY_IN = {
     ),
     "mlflow": ("pretrainer.tracking",),
     "pydantic": ("pretrainer.config_load",),
+    "optuna": ("pretrainer.tuning.optuna_search",),
 }
 
 # What a module may import from outside, the standard library aside.
@@ -57,6 +58,7 @@ OUTSIDE: dict[str, set[str]] = {
     "pretrainer.schema": {"numpy", "pyarrow"},
     "pretrainer.model": {"torch", "numpy", "safetensors"},
     "pretrainer.plan": {"yaml"},
+    "pretrainer.tuning": {"numpy", "optuna"},
     "pretrainer.train.step": {"torch", "numpy"},
     "pretrainer.train.exact": {"torch", "numpy"},
     "pretrainer.train.staging": {"torch"},
@@ -68,6 +70,7 @@ NEVER_REACHES = {
     "pretrainer.data": {"torch", "mlflow"},
     "pretrainer.model": {"ray", "mlflow", "pydantic"},
     "pretrainer.plan": {"ray", "mlflow"},
+    "pretrainer.tuning": {"ray", "mlflow"},
     "pretrainer.train.step": {"ray", "mlflow", "pydantic"},
     "pretrainer.train.exact": {"ray", "mlflow", "pydantic"},
     "pretrainer.train.saving": {"ray", "mlflow", "pydantic"},

@@ -1,0 +1,81 @@
+"""A sweep: the same training with many settings, the best of them as a config, and what the losses say.
+
+    python -m pipelines.tune --config configs/sweep.yaml                    3 batches x 4 learning rates
+    python -m pipelines.tune --config configs/sweep.yaml sweep.scheduler=asha
+    python -m pipelines.pretrain --config ~/pretrainer-runs/sweep/best.yaml
+
+The text is curated once, and all trials train on the same tokens in the same order. The same command continues a sweep
+that was interrupted: trials that are over are not run again, the others go on from their last checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pipelines.cli import Cluster, cluster, config_parser, read_config, run_main
+from pipelines.preflight import check, check_concurrency
+from pipelines.prepare import follow
+from pipelines.progress import Console
+from pipelines.start import open_data
+from pipelines.sweep_results import SweepTracker, finish_sweep
+from pipelines.sweep_table import SweepConsole
+from pipelines.trial import TrialTask
+from pipelines.tuner import Board, search
+from pretrainer.config import Config
+from pretrainer.config_load import to_yaml
+from pretrainer.data.prologue import Frozen, accept, share
+from pretrainer.lease import hold
+from pretrainer.model.presets import resolve_model_of
+from pretrainer.storage import Store, resolve_run
+from pretrainer.tuning.records import Records
+from pretrainer.tuning.space import check_space
+
+PREPARED = "prepared.json"
+
+
+def main(arguments: Sequence[str]) -> int:
+    started_s = time.time()
+    config = resolve_model_of(read_config(config_parser("tune", __doc__.split("\n\n")[0]).parse_args(arguments)))
+    check_space(config)
+    run = resolve_run(config.run.name, config.run.storage)
+    with cluster(config) as there:
+        code = tune(config, run, there, started_s)
+    print(run.child("summary.json").uri, flush=True)  # the last line, after Ray has said everything it has to say
+    return code
+
+
+def tune(config: Config, run: Store, there: Cluster, started_s: float) -> int:
+    """One start of a sweep, from its config to its result."""
+    check(config, run, there)
+    check_concurrency(config, there)
+    with hold(run, "a sweep", config.cluster.heartbeat_s, config.cluster.takeover_s):
+        records = Records(run)
+        records.begin(config)
+        data = prepare(config, run, Console(started_s, config))
+        tracker = SweepTracker.open(config, run, data.fingerprint)
+        task = TrialTask(config, run.uri, there, tracker.uri, tracker.run_id)
+        board = Board(records, config.sweep)
+        console = SweepConsole(config, board, started_s, tracker)
+        console.begin(run)
+        search(board, task, console.tell)
+        return finish_sweep(config, run, data, board.all, tracker, console)
+
+
+def prepare(config: Config, run: Store, console: Console) -> Frozen:
+    """The sweep's tokens, curated to the end of every source, once."""
+    folder = run.child("data")
+    if run.exists(PREPARED):
+        data = share(config, folder, folder)
+        run.write("config.yaml", to_yaml(config).encode())
+        accept(data, folder)
+        return data
+    data = open_data(config, run, console)
+    for plan in data.plans:
+        follow(plan, console)
+    run.write(PREPARED, b"{}")
+    return data
+
+
+if __name__ == "__main__":
+    run_main(main)
