@@ -24,12 +24,13 @@ from pipelines.trial import TrialTask
 from pipelines.tuner import Board, search
 from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
+from pretrainer.data.curriculum import epochs_needed
 from pretrainer.data.prologue import Frozen, accept, share
 from pretrainer.lease import hold
 from pretrainer.model.presets import resolve_model_of
 from pretrainer.storage import Store, resolve_run
 from pretrainer.tuning.records import Records
-from pretrainer.tuning.space import check_space
+from pretrainer.tuning.space import check_space, largest_batch, total_tokens
 
 PREPARED = "prepared.json"
 
@@ -63,7 +64,10 @@ def tune(config: Config, run: Store, there: Cluster, started_s: float) -> int:
 
 
 def prepare(config: Config, run: Store, console: Console) -> Frozen:
-    """The sweep's tokens, curated to the end of every source, once."""
+    """The sweep's tokens, curated once: as many as a trial trains on, and what its stream reads ahead.
+
+    Should that not be enough, trials curate the rest themselves: slower, and the same tokens.
+    """
     folder = run.child("data")
     if run.exists(PREPARED):
         data = share(config, folder, folder)
@@ -71,10 +75,20 @@ def prepare(config: Config, run: Store, console: Console) -> Frozen:
         accept(data, folder)
         return data
     data = open_data(config, run, console)
-    for plan in data.plans:
-        follow(plan, console)
+    for plan, tokens in zip(data.plans, tokens_needed(config, data), strict=True):
+        follow(plan, console, tokens)
     run.write(PREPARED, b"{}")
     return data
+
+
+def tokens_needed(config: Config, data: Frozen) -> list[float]:
+    """By source: what the trials take, a part more for what packing leaves out, and what is read ahead of them."""
+    base, largest = config.data, max(largest_batch(config), config.train.global_batch_tokens)
+    taken = epochs_needed(data.segments, config.train.global_batch_tokens, [1.0] * len(data.plans))
+    longer = total_tokens(config) / (config.total_steps * config.train.global_batch_tokens)
+    blocks = max(64 * base.seq_len * base.slot_sequences, 8 * largest)
+    chunks = base.look_ahead_chunks * base.chunk_bytes / 2  # no text has as many tokens
+    return [1.2 * tokens * longer + 2 * base.pack_window_tokens + blocks + chunks for tokens in taken]
 
 
 if __name__ == "__main__":

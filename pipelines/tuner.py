@@ -73,7 +73,7 @@ class RecordSearch(Searcher):
     """Names of trials, one at a time; their parameters are on record before they start."""
 
     def __init__(self, board: Board, task: TrialTask, tell: Tell) -> None:
-        super().__init__(metric="loss", mode="min")
+        super().__init__()
         self.board, self.task, self.tell = board, task, tell
         self.waiting = board.unfinished
         self.names: dict[str, str] = {}

@@ -179,6 +179,21 @@ def test_trials_at_the_same_time_must_have_their_cpus() -> None:
     check_concurrency(sweep_config("sweep.max_concurrent_trials=2", "cluster.autoscaling=true"), THERE)
 
 
+def test_small_trials_share_a_gpu() -> None:
+    there = Cluster(64.0, 2.0, 1, None, False)
+    check_concurrency(sweep_config("train.num_workers=1", "sweep.max_concurrent_trials=2"), there)
+    with pytest.raises(ConfigError, match="needs 1 GPUs and the cluster has 2: use at most 2"):
+        check_concurrency(sweep_config("train.num_workers=1", "sweep.max_concurrent_trials=3"), there)
+    quarter = ("train.num_workers=1", "train.gpus_per_worker=0.25")
+    check_concurrency(sweep_config(*quarter, "sweep.max_concurrent_trials=8"), there)
+    with pytest.raises(ConfigError, match="use at most 8"):
+        check_concurrency(sweep_config(*quarter, "sweep.max_concurrent_trials=9"), there)
+    with pytest.raises(ConfigError, match="NCCL"):
+        sweep_config("train.gpus_per_worker=0.5")  # the quickstart has two workers
+    with pytest.raises(ConfigError, match="gpus_per_worker"):
+        sweep_config("train.num_workers=1", "train.gpus_per_worker=2")
+
+
 # ------------------------------------------------------------------------------------------------------- the result
 
 

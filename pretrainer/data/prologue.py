@@ -109,6 +109,11 @@ def share(config: Config, data: Store, own: Store) -> Frozen:
     `own` is the data folder of the run that asks. ConfigError if its config or code makes other tokens.
     """
     frozen = thaw(config, data)
+    if frozen.segments[-1].line:
+        raise ConfigError(
+            f"run.data_from={config.run.data_from!r} is not possible with data.curriculum segments of another sequence "
+            "length: where those begin is kept with the tokens and depends on the batch; leave run.data_from out"
+        )
     parts, theirs = _live_parts(config, frozen, data), recorded_parts(data)
     changes = [part for part in different_parts(parts, theirs) if not part.startswith("order.")]
     if changes:

@@ -49,11 +49,11 @@ BATCHES = (
 )
 
 
-def loss_axis(losses: Sequence[float]) -> Axis:
-    """Room below for words, and a little above."""
+def loss_axis(losses: Sequence[float], above: float = 0.04) -> Axis:
+    """Room below for words, and above."""
     low, high = min(losses), max(losses)
     span = max(high - low, 1e-3 * abs(high))
-    low, high = low - FLOOR * span, high + 0.04 * span
+    low, high = low - FLOOR * span, high + above * span
     return Axis(low, high, "held-out loss (nats per token)", lambda v: f"{v:.4g}", log=False)
 
 
@@ -69,7 +69,7 @@ def rates(sweep: Sweep) -> Chart:
 
 
 def _valley(chart: Chart, valley: Valley, colour: str, low: float, high: float, top: float) -> None:
-    words = f"{short(valley.batch_tokens)} tokens"
+    words = f"{valley.batch_tokens:,} tokens"
     if valley.coefficients is None:
         chart.line([(p.learning_rate, p.loss) for p in valley.points], f"series tried {colour}", words)
     else:
@@ -102,7 +102,7 @@ def curves(sweep: Sweep) -> Chart:
         kind = f"series s{order.index(batch) % COLOURS}{'' if trial.progress.status == COMPLETED else ' early'}"
         path = [(tokens, min(loss, y.high)) for tokens, loss in _finite(trial)]
         is_first = batch not in told and trial.progress.status == COMPLETED
-        chart.line(path, kind, f"{short(batch)} tokens" if is_first else "")
+        chart.line(path, kind, f"{batch:,} tokens" if is_first else "")
         told |= {batch} if is_first else set()
     return chart
 
@@ -117,7 +117,7 @@ def batches(sweep: Sweep) -> Chart:
     noise = sweep.noise_scale_tokens
     ends = [batch for batch, _loss in found] + ([noise] if noise else [])
     x = Axis(min(ends) / 1.5, max(ends) * 1.5, "batch (tokens)", short)
-    chart = Chart(x, loss_axis([loss for _batch, loss in found]), "loss over batch")
+    chart = Chart(x, loss_axis([loss for _batch, loss in found], above=0.2), "loss over batch")
     chart.line(found, "series s0")
     for batch, loss in found:
         chart.dot((batch, loss), "trial s0", f"{loss:.4f}")

@@ -125,7 +125,8 @@ def horizon(tokens: int, batch_tokens: int, reports: int) -> Horizon:
 def total_tokens(base: Config) -> int:
     """Tokens of every trial: those of the config, rounded so that all batches of the space have whole steps."""
     tokens = base.total_steps * base.train.global_batch_tokens
-    batches = [int(value) for d in base.sweep.space if d.field == BATCH for value in d.values]
+    slot = base.data.seq_len * base.data.slot_sequences  # what is no multiple of it fails alone
+    batches = [int(v) for d in base.sweep.space if d.field == BATCH for v in d.values if int(v) % slot == 0]
     unit = base.sweep.reports * math.lcm(*(batches or [base.train.global_batch_tokens]))
     return max(1, round(tokens / unit)) * unit
 
@@ -193,15 +194,19 @@ def check_space(config: Config) -> None:
             raise ConfigError(
                 f"sweep.space[{dimension.field}] is not a field of the config: `--help` lists them all"
             )
-    asked = config.total_steps * config.train.global_batch_tokens
-    batches = [int(v) for d in sweep.space if d.field == BATCH for v in (d.values or (d.low, d.high)) if v]
-    largest = max(batches, default=config.train.global_batch_tokens)
+    asked, largest = config.total_steps * config.train.global_batch_tokens, largest_batch(config)
     if asked < sweep.reports * largest or not asked / 1.25 < total_tokens(config) < asked * 1.25:
         raise ConfigError(
             f"sweep.reports={sweep.reports} is not possible: the {asked:,} tokens of a trial are {asked // largest:,} "
             f"steps of {largest:,} tokens, and cannot be cut into so many whole steps at every batch; use fewer "
             "reports, or more train.tokens"
         )
+
+
+def largest_batch(config: Config) -> int:
+    """Tokens of a step of the trials with the largest batch."""
+    batches = [int(v) for d in config.sweep.space if d.field == BATCH for v in (d.values or (d.low, d.high)) if v]
+    return max(batches, default=config.train.global_batch_tokens)
 
 
 def tokens_of(base: Config, parameters: Mapping[str, Value]) -> int:

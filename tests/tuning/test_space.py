@@ -46,6 +46,9 @@ def test_a_grid_goes_on_with_what_was_not_tried() -> None:
         found.append(parameters)
         known.insert(0, Known(parameters, None, False))  # in whatever order they are known
     assert found == grid(sweep.space)
+    later = [Known(parameters, None, True) for parameters in found[3:7]]  # those of a grid that has been widened
+    assert next_parameters(sweep, later) == found[0]
+    assert next_parameters(sweep, [Known(found[0], None, True), *later]) == found[1]
 
 
 def test_random_trials_are_a_function_of_seed_and_number() -> None:
