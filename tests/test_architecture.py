@@ -58,7 +58,7 @@ OUTSIDE: dict[str, set[str]] = {
     "pretrainer.schema": {"numpy", "pyarrow"},
     "pretrainer.model": {"torch", "numpy", "safetensors"},
     "pretrainer.plan": {"yaml"},
-    "pretrainer.tuning": {"numpy", "optuna"},
+    "pretrainer.tuning": {"numpy", "optuna", "scipy"},
     "pretrainer.train.step": {"torch", "numpy"},
     "pretrainer.train.exact": {"torch", "numpy"},
     "pretrainer.train.staging": {"torch"},
