@@ -69,7 +69,9 @@ def finish_sweep(
     config: Config, run: Store, data: Frozen, trials: list[Trial], tracker: SweepTracker, console: Any
 ) -> int:
     """Write everything down and print it; returns the exit code: 0 when every trial is over and one has completed."""
-    sweep = Sweep(config, trials, valleys(points(config, trials)), data.vocab_size)
+    sweep = Sweep(config, trials, (), data.vocab_size)
+    if not sweep.is_ladder:
+        sweep = replace(sweep, valleys=valleys(points(config, trials)))
     left = [trial.name for trial in trials if not trial.progress.is_over]
     page = render(sweep)
     artifacts: dict[str, str | bytes] = {PAGE: page}
@@ -112,7 +114,7 @@ def best_config(sweep: Sweep, run: Store) -> Config:
     assert sweep.winner is not None
     config = with_parameters(sweep.config, sweep.winner.parameters)
     train = same_warmup(sweep.config, config.train, sweep.winner.parameters)
-    train = replace(train, steps=None, tokens=total_tokens(sweep.config))
+    train = replace(train, steps=None, tokens=total_tokens(sweep.config, sweep.winner.parameters))
     return replace(
         config,
         run=replace(config.run, name=f"{config.run.name}-best", data_from=run.uri),

@@ -30,7 +30,7 @@ from pretrainer.lease import hold
 from pretrainer.model.presets import resolve_model_of
 from pretrainer.storage import Store, resolve_run
 from pretrainer.tuning.records import Records
-from pretrainer.tuning.space import check_space, largest_batch, total_tokens
+from pretrainer.tuning.space import check_space, largest_batch, longest
 
 PREPARED = "prepared.json"
 
@@ -85,7 +85,7 @@ def tokens_needed(config: Config, data: Frozen) -> list[float]:
     """By source: what the trials take, a part more for what packing leaves out, and what is read ahead of them."""
     base, largest = config.data, max(largest_batch(config), config.train.global_batch_tokens)
     taken = epochs_needed(data.segments, config.train.global_batch_tokens, [1.0] * len(data.plans))
-    longer = total_tokens(config) / (config.total_steps * config.train.global_batch_tokens)
+    longer = longest(config) / (config.total_steps * config.train.global_batch_tokens)
     blocks = max(64 * base.seq_len * base.slot_sequences, 8 * largest)
     chunks = base.look_ahead_chunks * base.chunk_bytes / 2  # no text has as many tokens
     return [1.2 * tokens * longer + 2 * base.pack_window_tokens + blocks + chunks for tokens in taken]

@@ -11,9 +11,10 @@ Value = bool | int | float | str
 
 SHARED = ("run.", "data.", "tokenizer.", "evaluation.", "tracking.", "cluster.", "sweep.")
 """Sections that all trials have in common: one set of prepared tokens, one place."""
+LENGTH = "train.tokens"
+"""Searched, it makes the sweep a ladder for a scaling law; otherwise all trials see the same tokens."""
 DERIVED = {
     "train.steps": "train.tokens of the config is the length of every trial",
-    "train.tokens": "all trials see the same number of tokens",
     "train.validate_every_steps": "sweep.reports says how often a trial is looked at",
     "train.sample_every_steps": "a trial writes a sample at its end",
 }
@@ -130,6 +131,12 @@ class SweepConfig:
             "sweep.trials",
             self.trials,
             "a grid has as many trials as its values have combinations: leave it out",
+        )
+        require(
+            self.scheduler == "none" or LENGTH not in fields,
+            "sweep.scheduler",
+            self.scheduler,
+            f"trials of different {LENGTH} cannot be compared at their reports: use none",
         )
         for name in ("reports", "max_concurrent_trials"):
             require(getattr(self, name) >= 1, f"sweep.{name}", getattr(self, name), "use 1 or more")

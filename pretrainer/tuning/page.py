@@ -12,7 +12,7 @@ from pretrainer.plan.units import short
 from pretrainer.tuning.fit import COVERED, Valley
 from pretrainer.tuning.records import COMPLETED, Trial
 from pretrainer.tuning.report import Sweep, tables
-from pretrainer.tuning.space import BATCH, total_tokens
+from pretrainer.tuning.space import BATCH, longest
 
 COLOURS = 6
 STEPS = 60
@@ -92,7 +92,7 @@ def curves(sweep: Sweep) -> Chart:
     config, shown = sweep.config, [trial for trial in sweep.trials if _finite(trial)]
     batch_of = {t.name: int(t.parameters.get(BATCH, config.train.global_batch_tokens)) for t in shown}
     order = sorted(set(batch_of.values()))
-    total = float(total_tokens(config))
+    total = float(longest(config))
     late = [loss for trial in shown for tokens, loss in _finite(trial) if tokens >= EARLY * total]
     y = loss_axis(late or [loss for trial in shown for _tokens, loss in _finite(trial)])
     chart = Chart(Axis(0.0, total, "tokens", short, log=False), y, "loss over tokens by trial")

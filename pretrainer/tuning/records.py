@@ -160,7 +160,8 @@ def shared_fields(config: Config) -> dict[str, Any]:
     where = {f"train.{name}" for name in (
         "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker", "device", "checkpoint_every_steps",
         "log_every_steps", "keep_checkpoints", "async_checkpoints", "max_failures", "stall_timeout_s",
-        "resize_stable_s", "steps", "tokens", "validate_every_steps", "sample_every_steps", "milestone_every_steps", "keep_best",
+        "resize_stable_s", "steps", "tokens", "validate_every_steps", "sample_every_steps", "milestone_every_steps",
+        "keep_best",
     )}  # fmt: skip
     kept = {name: value for name, value in plain.items() if name not in searched | where}
     return {**kept, "run.seed": config.run.seed, "sweep.reports": config.sweep.reports, "tokens": total_tokens(config)}

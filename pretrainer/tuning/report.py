@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pretrainer.config import Config
-from pretrainer.config.sweep import Value
+from pretrainer.config.sweep import LENGTH, Value
 from pretrainer.model.presets import parameter_count
 from pretrainer.plan.batch import BATCH_LAWS
 from pretrainer.plan.report import Table
 from pretrainer.plan.units import short
 from pretrainer.tuning.fit import COVERED, Interval, Point, Slope, Valley, best_batch, rate_over_batch, tolerable_batch
 from pretrainer.tuning.records import COMPLETED, FAILED, STOPPED, Trial
-from pretrainer.tuning.space import BATCH, LEARNING_RATE, total_tokens
+from pretrainer.tuning.space import BATCH, LEARNING_RATE, longest, total_tokens
 
 TOKENS_PER_PARAMETER = 20
 WORDS = {COMPLETED: "completed", STOPPED: "ended early", FAILED: "failed"}
@@ -52,7 +52,12 @@ class Sweep:
     @property
     def whole_tokens(self) -> int:
         """Had every trial gone to its end."""
-        return total_tokens(self.config) * len(self.trials)
+        return sum(total_tokens(self.config, trial.parameters) for trial in self.trials)
+
+    @property
+    def is_ladder(self) -> bool:
+        """Trials of several lengths, for a scaling law: their losses are not compared with each other."""
+        return any(dimension.field == LENGTH for dimension in self.config.sweep.space)
 
 
 def points(config: Config, trials: Sequence[Trial]) -> list[Point]:
@@ -81,7 +86,7 @@ def tables(sweep: Sweep) -> list[Table]:
 
 
 def is_grid_of_rates(sweep: Sweep) -> bool:
-    return any(d.field in (BATCH, LEARNING_RATE) and d.values for d in sweep.config.sweep.space)
+    return not sweep.is_ladder and any(d.field in (BATCH, LEARNING_RATE) for d in sweep.config.sweep.space)
 
 
 def plain(value: Value) -> str:
@@ -104,7 +109,7 @@ def _result(sweep: Sweep) -> Table:
         (
             "tokens",
             f"{sweep.trained_tokens:,} trained, {share:.0%} of the {sweep.whole_tokens:,} of all trials to their ends; "
-            f"{total_tokens(sweep.config):,} in a whole trial",
+            f"{longest(sweep.config):,} in {'the longest' if sweep.is_ladder else 'a whole'} trial",
         ),
     ]
     if winner is not None:

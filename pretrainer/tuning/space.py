@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from pretrainer.config import Config, DimensionConfig, SweepConfig, TrainConfig
-from pretrainer.config.sweep import Value
+from pretrainer.config.sweep import LENGTH, Value
 from pretrainer.config_fields import locate
 from pretrainer.config_load import parse_config, to_yaml
 from pretrainer.errors import ConfigError
@@ -122,9 +122,11 @@ def horizon(tokens: int, batch_tokens: int, reports: int) -> Horizon:
     return Horizon(each * reports, each)
 
 
-def total_tokens(base: Config) -> int:
-    """Tokens of every trial: those of the config, rounded so that all batches of the space have whole steps."""
-    tokens = base.total_steps * base.train.global_batch_tokens
+def total_tokens(base: Config, parameters: Mapping[str, Value] | None = None) -> int:
+    """Tokens of a trial: those of the config, the same for all unless its parameters have others, rounded so that all
+    batches of the space have whole steps."""
+    own = base.total_steps * base.train.global_batch_tokens
+    tokens = float((parameters or {}).get(LENGTH, own))
     slot = base.data.seq_len * base.data.slot_sequences  # what is no multiple of it fails alone
     batches = [int(v) for d in base.sweep.space if d.field == BATCH for v in d.values if int(v) % slot == 0]
     unit = base.sweep.reports * math.lcm(*(batches or [base.train.global_batch_tokens]))
@@ -145,7 +147,7 @@ def trial_config(base: Config, parameters: Mapping[str, Value], name: str, folde
     """
     config = with_parameters(base, parameters)
     batch, own = config.train.global_batch_tokens, base.train.global_batch_tokens
-    length = horizon(total_tokens(base), batch, base.sweep.reports)
+    length = horizon(total_tokens(base, parameters), batch, base.sweep.reports)
 
     def as_long(steps: int) -> int:
         return max(1, round(steps * own / batch))
@@ -194,13 +196,22 @@ def check_space(config: Config) -> None:
             raise ConfigError(
                 f"sweep.space[{dimension.field}] is not a field of the config: `--help` lists them all"
             )
-    asked, largest = config.total_steps * config.train.global_batch_tokens, largest_batch(config)
-    if asked < sweep.reports * largest or not asked / 1.25 < total_tokens(config) < asked * 1.25:
+    lengths = [int(v) for d in sweep.space if d.field == LENGTH for v in (d.values or (d.low, d.high)) if v]
+    largest = largest_batch(config)
+    for asked in lengths or [config.total_steps * config.train.global_batch_tokens]:
+        if asked >= sweep.reports * largest and asked / 1.25 < total_tokens(config, {LENGTH: asked}) < asked * 1.25:
+            continue
         raise ConfigError(
             f"sweep.reports={sweep.reports} is not possible: the {asked:,} tokens of a trial are {asked // largest:,} "
             f"steps of {largest:,} tokens, and cannot be cut into so many whole steps at every batch; use fewer "
             "reports, or more train.tokens"
         )
+
+
+def longest(config: Config) -> int:
+    """Tokens of the longest trial."""
+    lengths = [int(v) for d in config.sweep.space if d.field == LENGTH for v in (d.values or (d.low, d.high)) if v]
+    return max((total_tokens(config, {LENGTH: length}) for length in lengths), default=total_tokens(config))
 
 
 def largest_batch(config: Config) -> int:
@@ -212,4 +223,4 @@ def largest_batch(config: Config) -> int:
 def tokens_of(base: Config, parameters: Mapping[str, Value]) -> int:
     """Tokens that a whole trial of these parameters sees."""
     batch = int(parameters.get(BATCH, base.train.global_batch_tokens))
-    return horizon(total_tokens(base), batch, base.sweep.reports).steps * batch
+    return horizon(total_tokens(base, parameters), batch, base.sweep.reports).steps * batch
