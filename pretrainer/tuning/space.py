@@ -162,13 +162,20 @@ def trial_config(base: Config, parameters: Mapping[str, Value], name: str, folde
         log_every_steps=as_long(config.train.log_every_steps),
         milestone_every_steps=None,
         keep_best=False,
+        export="newest",
     )
     every = config.monitor.every_steps
+    # A trial is compared by its held-out loss at its end: nothing else may end it. Its tasks can be scored later.
+    evaluation = replace(
+        config.evaluation, medium_every_steps=None, full_every_steps=None, stop_after_validations=None,
+        best_by="val_loss",
+    )  # fmt: skip
     return replace(
         config,
         run=replace(config.run, name=name, storage=folder, data_from=data_from, copy_to=None),
         train=train,
-        monitor=replace(config.monitor, every_steps=as_long(every) if every else 0),
+        evaluation=evaluation,
+        monitor=replace(config.monitor, every_steps=as_long(every) if every else 0, profile_every_steps=0),
         sweep=SweepConfig(),
     )
 

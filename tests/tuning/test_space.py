@@ -128,6 +128,14 @@ def test_a_trial_is_a_run_of_its_own_on_the_tokens_of_the_sweep() -> None:
     assert config.run.seed == base.run.seed
 
 
+def test_nothing_but_the_scheduler_ends_a_trial_before_its_time() -> None:
+    config = trial_of(2048, 6e-3, "train.checkpoint_every_steps=25", "train.validate_every_steps=25",
+                      "train.keep_best=true", "train.milestone_every_steps=50", "evaluation.stop_after_validations=1",
+                      "evaluation.full_every_steps=25", "train.export=best")  # fmt: skip
+    assert config.evaluation.stop_after_validations is None and not config.evaluation.is_periodic
+    assert not config.train.keep_best and config.train.milestone_every_steps is None
+
+
 def test_what_is_searched_is_not_derived() -> None:
     space = "[{field: train.warmup_ratio, values: [0.0, 0.3]}, {field: model.layers, values: [2, 3]}]"
     config = trial_config(sweep_config(space=space), {"train.warmup_ratio": 0.3, "model.layers": 3}, "a", "/s", "/s")
