@@ -27,7 +27,7 @@ from pretrainer.lease import Lease, acquire
 from pretrainer.storage import Store
 from pretrainer.tracking import PARENT_TAG, Tracker
 from pretrainer.train.committed import committed_checkpoint
-from pretrainer.tuning.records import COMPLETED, FAILED, RUNNING, STOPPED, Progress, Records, Report
+from pretrainer.tuning.records import COMPLETED, FAILED, RUNNING, STOPPED, Records, Report
 from pretrainer.tuning.space import trial_config
 
 LEASE_PATIENCE_S = 90.0
@@ -192,8 +192,3 @@ def _held_out(event: dict[str, Any], config: Config, sizes: dict[str, int]) -> R
     bits = sum(values["bits_per_byte"] * sizes[name] for name, values in sources.items()) / sum(sizes.values())
     batch = config.train.global_batch_tokens
     return Report(event["step"], event["step"] * batch, loss if math.isfinite(loss) else math.inf, bits)
-
-
-def failed(progress: Progress, message: str) -> Progress:
-    """A trial whose driver was lost for good."""
-    return replace(progress, status=FAILED, message=message)

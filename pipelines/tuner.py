@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.trial import TrialTask, failed, run_trial
+from pipelines.trial import TrialTask, run_trial
 from pretrainer.config import SweepConfig
 from pretrainer.errors import ConfigError
 from pretrainer.storage import Store
@@ -97,7 +97,7 @@ class RecordSearch(Searcher):
             try:
                 self.task.config_of(trial.name, parameters)
             except ConfigError as error:
-                self.tell("end", self.board.write(trial.name, failed(trial.progress, str(error))))
+                self.tell("end", self.board.write(trial.name, trial.progress.failed(str(error))))
             else:
                 return trial.name
 
@@ -105,7 +105,7 @@ class RecordSearch(Searcher):
         trial = self.board.refresh(self.names[trial_id])
         if error and not trial.progress.is_over:
             message = "its driver was lost, more often than sweep.max_failures allows; its log is in the Ray dashboard"
-            trial = self.board.write(trial.name, failed(trial.progress, message))
+            trial = self.board.write(trial.name, trial.progress.failed(message))
         self.tell("end", trial)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

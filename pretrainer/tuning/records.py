@@ -55,6 +55,9 @@ class Progress:
     def is_over(self) -> bool:
         return self.status in (COMPLETED, STOPPED, FAILED)
 
+    def failed(self, message: str) -> Progress:
+        return replace(self, status=FAILED, message=message)
+
     def with_report(self, report: Report) -> Progress:
         """In place of an earlier one of the same step: a trial that goes on from a checkpoint sees some twice."""
         kept = [one for one in self.reports if one.step != report.step]
