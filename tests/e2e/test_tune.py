@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def swept(head: Head, folder: Path) -> Result:
     """Two good trials, and one with a value that no trial can have."""
     arguments = ["--config", str(sweep_file(folder)), "run.name=sweep", SPACE]
-    return pipeline("tune", *arguments, env=head.env)
+    return pipeline("tune", *arguments, env=head.env, timeout_s=900)
 
 
 def test_a_sweep_ends_with_a_winner_whatever_single_trials_do(swept: Result, folder: Path) -> None:
