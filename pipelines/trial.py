@@ -95,7 +95,7 @@ def _run(records: Records, name: str, task: TrialTask, started_s: float) -> tupl
     lease = _lease(run, config)
     lease.start()
     try:
-        console.plan(run, task.there, plan_lines(config, manifest, task.there, config.tokenizer.vocab_size))
+        console.plan(run, task.there, plan_lines(config, manifest, task.there, config.vocab_size))
         data = open_data(config, run, console)
         # With torch behind them, and only behind the checks: a mistake is told in two seconds instead of five.
         from pipelines.results import finish

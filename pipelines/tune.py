@@ -13,7 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from pipelines.cli import Cluster, cluster, config_parser, read_config, run_main
+from pipelines.cli import Cluster, cluster, config_parser, run_main
+from pipelines.continuation import read_resolved
 from pipelines.preflight import check, check_concurrency
 from pipelines.prepare import follow
 from pipelines.progress import Console
@@ -27,7 +28,6 @@ from pretrainer.config_load import to_yaml
 from pretrainer.data.curriculum import epochs_needed
 from pretrainer.data.prologue import Frozen, accept, share
 from pretrainer.lease import hold
-from pretrainer.model.presets import resolve_model_of
 from pretrainer.storage import Store, resolve_run
 from pretrainer.tuning.records import Records
 from pretrainer.tuning.space import check_space, largest_batch, longest
@@ -37,7 +37,7 @@ PREPARED = "prepared.json"
 
 def main(arguments: Sequence[str]) -> int:
     started_s = time.time()
-    config = resolve_model_of(read_config(config_parser("tune", __doc__.split("\n\n")[0]).parse_args(arguments)))
+    config, _parent = read_resolved(config_parser("tune", __doc__.split("\n\n")[0]).parse_args(arguments))
     check_space(config)
     run = resolve_run(config.run.name, config.run.storage)
     with cluster(config) as there:

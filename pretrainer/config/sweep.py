@@ -9,7 +9,7 @@ from pretrainer.errors import require
 
 Value = bool | int | float | str
 
-SHARED = ("run.", "data.", "tokenizer.", "evaluation.", "tracking.", "cluster.", "sweep.")
+SHARED = ("run.", "init.", "data.", "tokenizer.", "evaluation.", "tracking.", "cluster.", "sweep.")
 """Sections that all trials have in common: one set of prepared tokens, one place."""
 LENGTH = "train.tokens"
 """Searched, it makes the sweep a ladder for a scaling law; otherwise all trials see the same tokens."""

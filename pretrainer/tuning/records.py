@@ -158,7 +158,7 @@ def shared_fields(config: Config) -> dict[str, Any]:
     """What decides the losses of trials beside their parameters."""
     searched = {dimension.field for dimension in config.sweep.space}
     plain = flat(json.loads(json.dumps({
-        name: asdict(getattr(config, name)) for name in ("data", "tokenizer", "model", "train", "stability")
+        name: asdict(getattr(config, name)) for name in ("data", "tokenizer", "init", "model", "train", "stability")
     })))  # fmt: skip
     where = {f"train.{name}" for name in (
         "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker", "device", "checkpoint_every_steps",
