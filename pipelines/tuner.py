@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -149,7 +150,7 @@ def search(board: Board, task: TrialTask, tell: Tell) -> None:
         return
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables say what ours say
-    path, filesystem = Store(task.sweep_uri).train_storage()
+    path, filesystem = Store(task.sweep_uri).child("tune").train_storage()
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, task=task), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
@@ -159,7 +160,8 @@ def search(board: Board, task: TrialTask, tell: Tell) -> None:
             max_concurrent_trials=board.sweep.max_concurrent_trials,
         ),
         run_config=tune.RunConfig(
-            name="tune",
+            # Of its own for each start: what Tune remembers of an earlier one is not asked.
+            name=time.strftime("start-%Y%m%d-%H%M%S", time.gmtime()),
             storage_path=path,
             storage_filesystem=filesystem,
             verbose=0,
