@@ -27,6 +27,7 @@ from pipelines.suite import context_of, held_out_tasks
 from pretrainer.config import EvaluationConfig, RunConfig
 from pretrainer.config_load import parse_evaluation
 from pretrainer.data.plan import load_tokenizer
+from pretrainer.data.prologue import data_folder
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import UserError
 from pretrainer.evaluation.evaluate import evaluate_tasks
@@ -110,12 +111,12 @@ def open_run(run: Store, options: argparse.Namespace) -> Subject:
     config = run_config(run)
     if not config.model.causal:
         raise UserError(f"{run.uri} was trained with model.causal=false: it fills masks and gives no text a likelihood")
-    wanted, tokenizer = read_config(options, run), load_tokenizer(run.child("data").uri)
+    wanted, tokenizer = read_config(options, run), load_tokenizer(data_folder(config, run).uri)
     folders, rows = choose_checkpoints(run, options.checkpoints), config.model.rows(tokenizer.vocab_size)
     models: dict[int | None, Callable[[], Transformer]] = {
         step: partial(load_model, config, run, folder, rows) for step, folder in folders.items()
     }
-    tasks = [read_task(task) for task in wanted.tasks] + held_out_tasks(run)
+    tasks = [read_task(task) for task in wanted.tasks] + held_out_tasks(data_folder(config, run))
     open_files = ", ".join(unprotected(config, wanted.tasks))
     return Subject(
         run.uri, tokenizer, context_of(config), tasks, models, wanted.batch_tokens,

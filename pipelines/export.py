@@ -21,6 +21,7 @@ from pipelines.cli import run_main
 from pretrainer.config import Config, RunConfig
 from pretrainer.config_load import parse_config
 from pretrainer.data.plan import load_tokenizer
+from pretrainer.data.prologue import data_folder
 from pretrainer.data.tokenizer.hf import export_hf
 from pretrainer.errors import UserError
 from pretrainer.model.hf import to_hf
@@ -102,7 +103,7 @@ def checkpoint_folder(run: Store, step: int | None) -> str:
 
 def export_checkpoint(config: Config, run: Store, checkpoint: str, folder: Path) -> None:
     """Weights of a checkpoint and the run's tokenizer as Hugging Face files in a local folder."""
-    tokenizer = load_tokenizer(run.child("data").uri)
+    tokenizer = load_tokenizer(data_folder(config, run).uri)
     special_ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     with tempfile.TemporaryDirectory() as local:
         download(run.child(checkpoint), Path(local))

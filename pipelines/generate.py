@@ -18,6 +18,7 @@ from pipelines.cli import run_main
 from pipelines.export import checkpoint_folder, download, run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.plan import load_tokenizer
+from pretrainer.data.prologue import data_folder
 from pretrainer.errors import UserError
 from pretrainer.model.generate import generate
 from pretrainer.model.transformer import Transformer
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     config = run_config(run)
     if not config.model.causal:
         raise UserError(f"{run.uri} was trained with model.causal=false: it fills masks and cannot continue a text")
-    tokenizer = load_tokenizer(run.child("data").uri)
+    tokenizer = load_tokenizer(data_folder(config, run).uri)
     model = load_model(config, run, checkpoint_folder(run, options.checkpoint), config.model.rows(tokenizer.vocab_size))
     prompt = [tokenizer.bos_id, *(int(i) for i in tokenizer.encode(options.prompt))]
     ids = generate(

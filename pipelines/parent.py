@@ -18,6 +18,7 @@ from pretrainer.config_load import parse_config
 from pretrainer.data.curriculum import make_segments, realised_shares
 from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.plan import load_tokenizer
+from pretrainer.data.prologue import data_folder
 from pretrainer.data.tokenizer.extend import pieces_before
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import ConfigError, UserError
@@ -102,8 +103,10 @@ def find_parent(init: InitConfig, storage: str) -> Parent:
 
 def _find_run(run: Store, asked: str) -> Parent:
     step, folder = _checkpoint(run, asked)
-    content, data = run.read_text("config.yaml"), run.child("data")
-    config, tokenizer = parse_config(content, where=f"{run.uri}/config.yaml"), load_tokenizer(data.uri)
+    content = run.read_text("config.yaml")
+    config = parse_config(content, where=f"{run.uri}/config.yaml")
+    data = data_folder(config, run)
+    tokenizer = load_tokenizer(data.uri)
     sizes = tuple(json.loads(data.read("sizes.json")))
     segments = make_segments(config, mixing_weights(config.data.sources, sizes))
     shares = [asked for asked, _realised in realised_shares(segments, config.total_steps, config.slot_blocks_per_step)]
@@ -204,7 +207,8 @@ def _copy_held_out(parent: Parent, config: Config, run: Store) -> None:
     theirs = {(source.name, source.uris) for source in parent.sources}
     same = {source.name for source in config.data.sources if (source.name, source.uris) in theirs}
     for name in (name for name in config.init.replay if name in same):
-        documents = Store(parent.uri).read(f"data/held_out/{name}.documents.arrow")
+        assert parent.config is not None  # it has sources
+        documents = data_folder(parent.config, Store(parent.uri)).read(f"held_out/{name}.documents.arrow")
         run.create(f"{HELD_OUT}/{name}.documents.arrow", documents)
 
 

@@ -5,6 +5,7 @@
     python -m pipelines.plan --gpu-hours 2000 --gpu A100 --tokens-per-parameter 200
     python -m pipelines.plan --parameters 70B --tokens 1.4T --gpu A100 --gpus 1024 --tflops 150
     python -m pipelines.plan --run first --preset 1b          tokens as prepared by `python -m pipelines.prepare`
+    python -m pipelines.plan --fit ladder                     a scaling law from a ladder of `python -m pipelines.tune`
 
 It prints tables, and writes a picture (plan.html) and a config (plan.yaml) that `python -m pipelines.pretrain --config`
 takes as it is. It needs no cluster and no GPU.
@@ -13,6 +14,7 @@ takes as it is. It needs no cluster and no GPU.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,8 +24,8 @@ from pipelines.export import run_config
 from pretrainer.config import RunConfig
 from pretrainer.config_load import load_config
 from pretrainer.data.mixture import mixing_weights
-from pretrainer.data.plan import SourcePlan
-from pretrainer.data.prologue import thaw
+from pretrainer.data.plan import SourcePlan, load_tokenizer
+from pretrainer.data.prologue import data_folder, thaw
 from pretrainer.errors import UserError
 from pretrainer.plan.budget import BEST, Ask
 from pretrainer.plan.config_file import config_text
@@ -39,6 +41,8 @@ from pretrainer.storage import Store, resolve_run
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    if options.fit is not None:
+        return fit_ladder(options)
     page, config = _checked("--picture", options.picture), _checked("--to", options.to)
     plan = make_plan(_request(options))
     text, picture = config_text(plan, options.to), render(plan)
@@ -46,6 +50,29 @@ def main(arguments: Sequence[str]) -> int:
     page.write_bytes(picture)
     print(as_text(tables(plan)))
     print(f"\npicture: {page.resolve()}\nconfig:  {config.resolve()}")
+    return 0
+
+
+def fit_ladder(options: argparse.Namespace) -> int:
+    """The law of a finished ladder, as tables, a picture and fit.json in its folder."""
+    # Its minimiser takes a second to import, which a plan does not wait for.
+    from pretrainer.tuning.ladder import climb, fit_tables, render_fit
+    from pretrainer.tuning.records import Records
+
+    page = _checked("--picture", options.picture)
+    run = resolve_run(options.fit, options.storage)
+    config = run_config(run)
+    ladder = climb(config, Records(run).trials(), load_tokenizer(data_folder(config, run).uri).vocab_size)
+    page.write_bytes(render_fit(ladder))
+    law, held = ladder.whole.law, ladder.held
+    found = {
+        "law": {name: getattr(law, name) for name in ("e", "a", "b", "alpha", "beta")},
+        "held_back": {**held.run._asdict(), "predicted": held.predicted, "error": held.error},
+        "runs": [one._asdict() for one in ladder.runs],
+    }
+    run.write("fit.json", json.dumps(found, indent=1).encode())
+    print(as_text(fit_tables(ladder)))
+    print(f"\npicture: {page.resolve()}\nnumbers: {run.child('fit.json').uri}")
     return 0
 
 
@@ -64,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument(
         "--law", default=BEST, help=f"what decides otherwise: {', '.join(FRONTIERS)} (default: %(default)s)"
     )
+    parser.add_argument("--fit", metavar="RUN", help="no plan: fit a scaling law to the trials of this sweep")
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument("--gpu", default="H100", help="kind of GPU (default: %(default)s)")
     cluster.add_argument("--gpus", type=int, metavar="W", help="how many; by default the fewest that are done in time")
@@ -97,7 +125,7 @@ def _base(options: argparse.Namespace) -> Base:
         return Base(config=load_config(options.config, []), is_example=options.config is None)
     run = resolve_run(options.run, options.storage)
     config = run_config(run)
-    frozen = thaw(config, run.child("data"))
+    frozen = thaw(config, data_folder(config, run), run.child("data"))
     shares = mixture_shares(config, mixing_weights(config.data.sources, frozen.sizes))
     available = tuple(_available(plan, share) for plan, share in zip(frozen.plans, shares, strict=True))
     return Base(config=config, vocab_size=frozen.vocab_size, available=available)

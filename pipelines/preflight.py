@@ -43,13 +43,14 @@ def local_cluster(config: Config) -> Iterator[Cluster]:
 
 
 def uses_gpu(config: Config, cluster: Cluster) -> bool:
-    if config.train.device == "cuda" and cluster.gpus < config.train.worker_range[0] and not config.cluster.autoscaling:
+    wanted = config.train.worker_range[0] * config.train.gpus_per_worker
+    if config.train.device == "cuda" and cluster.gpus < wanted and not config.cluster.autoscaling:
         raise ConfigError(
-            f"train.device='cuda' needs {config.train.worker_range[0]} GPUs and the cluster has {cluster.gpus:g}: "
+            f"train.device='cuda' needs {wanted:g} GPUs and the cluster has {cluster.gpus:g}: "
             "add GPU nodes, lower train.num_workers, or set train.device=cpu"
         )
     return config.train.device == "cuda" or (
-        config.train.device == "auto" and cluster.gpus >= config.train.worker_range[0]
+        config.train.device == "auto" and cluster.gpus >= wanted
     )
 
 
@@ -93,6 +94,29 @@ def _check_cpus(config: Config, cluster: Cluster) -> None:
         )
 
 
+def check_concurrency(config: Config, cluster: Cluster) -> None:
+    """Trials that run at the same time must all have their CPUs, or they wait for each other."""
+    if config.cluster.autoscaling:
+        return
+    wanted = [int(v) for d in config.sweep.space if d.field == "train.num_workers" for v in d.values]
+    workers, trials = max([config.train.worker_range[0], *wanted]), config.sweep.max_concurrent_trials
+    needs = workers * config.train.cpus_per_worker + data_cpus(config.data)
+    if trials * needs > cluster.cpus + 1e-6:
+        fit = int(cluster.cpus / needs + 1e-9)
+        raise ConfigError(
+            f"sweep.max_concurrent_trials={trials} is not possible: a trial needs {needs:g} CPUs ({workers} workers x "
+            f"train.cpus_per_worker={config.train.cpus_per_worker:g}, and its data), and the cluster has "
+            f"{cluster.cpus:g}: use at most {fit}, or a smaller train.cpus_per_worker or data.read_cpus"
+        )
+    gpus = workers * config.train.gpus_per_worker
+    if uses_gpu(config, cluster) and trials * gpus > cluster.gpus + 1e-6:
+        raise ConfigError(
+            f"sweep.max_concurrent_trials={trials} is not possible: a trial needs {gpus:g} GPUs and the cluster has "
+            f"{cluster.gpus:g}: use at most {int(cluster.gpus / gpus + 1e-9)}, or with one worker a part of a GPU for "
+            "each (train.gpus_per_worker)"
+        )
+
+
 def _check_sealed(config: Config, cluster: Cluster) -> None:
     """Sealed indexes must compare with the config and fit into a node, with every source's own copy of them."""
     dedup = config.data.dedup
@@ -118,7 +142,9 @@ def _check_memory(config: Config, cluster: Cluster) -> None:
         known = [device_bytes(name) for name in cluster.accelerators]
         if known and None not in known:
             name, there = max(zip(cluster.accelerators, known, strict=True), key=lambda kind: kind[1] or 0.0)
-            check_memory(config, vocab_size, workers, on_gpu, there or 0.0, f"an {name} GPU")
+            part = config.train.gpus_per_worker
+            where = f"an {name} GPU" if part == 1 else f"the part of {part:g} of an {name} GPU"
+            check_memory(config, vocab_size, workers, on_gpu, part * (there or 0.0), where)
     elif not config.train.exact and not config.cluster.autoscaling:
         together = -(-workers // cluster.nodes)
         where = f"the cluster's largest node, for each of {together} workers on it,"

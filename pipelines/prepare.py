@@ -8,8 +8,10 @@ The same command goes on after an interruption; chunks that are committed are no
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.cli import Cluster, cluster, config_parser, run_main
@@ -19,6 +21,7 @@ from pipelines.preflight import check
 from pipelines.progress import Console
 from pipelines.start import open_data
 from pretrainer.config import Config
+from pretrainer.data.ledger.ledger import ChunkKey, ChunkRecord
 from pretrainer.data.pipeline import curate
 from pretrainer.data.plan import SourcePlan
 from pretrainer.lease import hold
@@ -52,19 +55,41 @@ def curate_all(config: Config, run: Store, console: Console) -> int:
     return 0
 
 
-def follow(plan: SourcePlan, console: Console) -> None:
-    """Curate one source, with a line of progress now and then."""
+def follow(plan: SourcePlan, console: Console, tokens: float = math.inf) -> None:
+    """Curate one source to its end, or until its ledger holds so many tokens, with a line of progress now and then."""
     said_s = started_s = time.monotonic()
     first = done = plan.ledger.committed_units()
     if first:
         console.say(f"  {plan.source.name}: {first:,} of {plan.units:,} units were committed before")
-    for done in curate(plan):
-        now_s = time.monotonic()
+    has = sum(record.tokens for record in plan.ledger.records()) if tokens < math.inf else 0
+    curated = curate(plan) if has < tokens else iter(())
+    for units in curated:
+        has += tokens_of(plan, done, units) if tokens < math.inf else 0
+        done, now_s = units, time.monotonic()
+        if has >= tokens:
+            break
         if now_s - said_s >= SAY_EVERY_S:
             rate, said_s = (done - first) / (now_s - started_s), now_s
             left = (plan.units - done) / max(rate, 1e-9)
             console.say(f"  {plan.source.name}: {done:,} of {plan.units:,} units, {rate:.2f} per s, {left:,.0f} s left")
+    del curated  # what was read ahead is dropped
     console.say(f"  {plan.source.name}: {done:,} of {plan.units:,} units are committed")
+
+
+def tokens_of(plan: SourcePlan, first: int, end: int) -> int:
+    """Tokens of the committed units [first, end)."""
+    records = (record for unit in range(first, end) for record in unit_records(plan, unit))
+    return sum(record.tokens for record in records)
+
+
+def unit_records(plan: SourcePlan, unit: int) -> Iterator[ChunkRecord]:
+    for chunk in itertools.count():
+        record = plan.ledger.record(ChunkKey(unit, chunk))
+        if record is None:
+            return
+        yield record
+        if record.last:
+            return
 
 
 if __name__ == "__main__":

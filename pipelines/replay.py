@@ -74,7 +74,7 @@ def compare(traced: Traced, run: Store, checkpoint: Path, last: int, device: tor
     limits = tolerances(config, device)
     with alone(device):
         results = replay(
-            on_one_worker(config), data.vocab_size, mask_vocabulary_of(config, run.child("data").uri), checkpoint,
+            on_one_worker(config), data.vocab_size, mask_vocabulary_of(config, data.plans[0].data_uri), checkpoint,
             lambda step: logged_blocks(traced, step), healer, last, device,
         )  # fmt: skip
         return [Compared(traced.verdict.lines[step], result, limits) for step, result in results]

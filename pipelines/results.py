@@ -42,17 +42,17 @@ EVENTS_PATIENCE_S = 60.0
 DEDUP_KINDS = ("exact", "near", "url", "sealed", "lines", "substring")
 
 
-def finish(session: Session, outcome: Outcome, console: Console) -> int:
+def finish(session: Session, outcome: Outcome, console: Console, exports: bool = True) -> int:
     """Export, summarise, close the MLflow run with the true status; returns the exit code."""
     session.lease.fence.check()
     committed = committed_checkpoint(session.run)
     exported: dict[str, Any] | None = None
     ended = committed is not None and committed[1] > 0 and outcome.status in ("completed", "stopped")
     no_export = why_no_export(session.config.model)
-    if committed is not None and ended and no_export is None:
+    if committed is not None and ended and exports and no_export is None:
         checkpoint, rule = to_export(session, committed, console)
         exported = write_export(session.config, session.run, checkpoint, session.run.child("export"), rule)
-    elif ended:
+    elif ended and exports:
         console.say(f"not exported, the checkpoints have the model: {no_export}")
     summary = summarise(session, outcome, committed, session.run.child("export").uri if exported else None)
     summary["goodput"] = session.supervisor.close(summary["tokens"], summary["steps"])

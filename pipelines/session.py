@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -73,8 +73,10 @@ class Session:
 
     @classmethod
     def open(
-        cls, config: Config, run: Store, data: Frozen, cluster: Cluster, started_s: float, lease: Lease
-    ) -> Session:
+        cls, config: Config, run: Store, data: Frozen, cluster: Cluster, started_s: float, lease: Lease,
+        tags: Mapping[str, str] | None = None,
+    ) -> Session:  # fmt: skip
+        """tags: more of them, for MLflow."""
         suite = freeze_suite(config, run, evaluates_beside(config, cluster, uses_gpu(config, cluster)))
         uri, artifacts = (
             (config.tracking.uri, None) if config.tracking.uri else default_uri(config.run.storage, run.is_local)
@@ -87,7 +89,7 @@ class Session:
             config.run.name,
             known.get("run_id"),
             flat_config(asdict(config)),
-            {"git_commit": git_commit(), "fingerprint": data.fingerprint, "run_folder": run.uri},
+            {"git_commit": git_commit(), "fingerprint": data.fingerprint, "run_folder": run.uri, **(tags or {})},
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Recorder)
@@ -259,8 +261,14 @@ class StopRequest:
 
 @contextmanager
 def stop_signals(session: Session) -> Iterator[StopRequest]:
-    """SIGTERM (`ray job stop`) and Ctrl-C ask the workers to checkpoint and end; a second one ends at once."""
+    """SIGTERM (`ray job stop`) and Ctrl-C ask the workers to checkpoint and end; a second one ends at once.
+
+    A trial of a sweep is no process of its own, and runs in a thread that gets no signals.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def ask(number: int, _frame: object) -> None:
         if request.at_s is not None:

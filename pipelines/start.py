@@ -7,7 +7,7 @@ from pipelines.parent import adopt, recorded_parent
 from pipelines.progress import Console
 from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
-from pretrainer.data.prologue import Frozen, accept, freeze
+from pretrainer.data.prologue import Frozen, accept, data_folder, freeze, share
 from pretrainer.errors import ConfigError
 from pretrainer.storage import Store
 from pretrainer.train.committed import committed_checkpoint, drop_missing, mend_snapshot
@@ -23,9 +23,13 @@ def open_data(config: Config, run: Store, console: Console) -> Frozen:
     parent = recorded_parent(run)
     for line in changes_from(config, parent) if parent else []:
         console.say(f"  {line}")
-    data = freeze(config, run.child("data"), held_before)
+    own = run.child("data")
+    if config.run.data_from is None:
+        data = freeze(config, own, held_before)
+    else:
+        data = share(config, data_folder(config, run), own)
     refuse_changed_stream(run, data)
-    accept(data, run.child("data"))
+    accept(data, own)
     run.write("config.yaml", to_yaml(config).encode())
     console.data(data)
     return data

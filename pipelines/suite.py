@@ -26,6 +26,7 @@ import torch
 from pretrainer.config import Config, TaskConfig
 from pretrainer.config.evaluation import Cadence
 from pretrainer.data.plan import load_tokenizer
+from pretrainer.data.prologue import data_folder
 from pretrainer.errors import ConfigError
 from pretrainer.evaluation.evaluate import Prepared, prepare, run
 from pretrainer.evaluation.kinds import KINDS, Scoring
@@ -62,25 +63,30 @@ class Suite:
         for prepared in self.opened():
             if prepared.task.scoring in SCORED[cadence]:
                 tick()
-                result = run(model, _tokenizer(self.run_uri), prepared, device, self.config.evaluation.batch_tokens)
+                result = run(model, _tokenizer(self.data_uri), prepared, device, self.config.evaluation.batch_tokens)
                 found[result.name] = plain_result(result)
         return found
 
     def opened(self) -> list[Prepared]:
         """All tasks in token ids."""
-        return _opened(self.run_uri, self.tasks, context_of(self.config))
+        return _opened(self.data_uri, self.tasks, context_of(self.config))
+
+    @property
+    def data_uri(self) -> str:
+        """Of the tokenizer and the held-out documents."""
+        return data_folder(self.config, Store(self.run_uri)).uri
 
 
 @cache
-def _tokenizer(run_uri: str) -> Any:
-    return load_tokenizer(Store(run_uri).child("data").uri)
+def _tokenizer(data_uri: str) -> Any:
+    return load_tokenizer(data_uri)
 
 
 @cache
-def _opened(run_uri: str, tasks: tuple[TaskConfig, ...], max_tokens: int) -> list[Prepared]:
+def _opened(data_uri: str, tasks: tuple[TaskConfig, ...], max_tokens: int) -> list[Prepared]:
     """Kept in the process."""
-    every = [*map(read_task, tasks), *held_out_tasks(Store(run_uri))]
-    return [prepare(task, _tokenizer(run_uri), max_tokens) for task in every]
+    every = [*map(read_task, tasks), *held_out_tasks(Store(data_uri))]
+    return [prepare(task, _tokenizer(data_uri), max_tokens) for task in every]
 
 
 def context_of(config: Config) -> int:
@@ -88,9 +94,8 @@ def context_of(config: Config) -> int:
     return (config.model.context if config.model.positions == "learned" else None) or config.data.seq_len
 
 
-def held_out_tasks(run: Store) -> list[Task]:
-    """The run's held-out documents of each source that its own validation uses, as texts."""
-    data = run.child("data")
+def held_out_tasks(data: Store) -> list[Task]:
+    """The held-out documents of each source that the run's own validation uses, as texts."""
     if not data.exists("held_out/summary.json"):
         return []
     summary = json.loads(data.read("held_out/summary.json"))

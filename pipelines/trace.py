@@ -19,7 +19,7 @@ from pipelines.export import run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.ledger.lines import begun_plans
-from pretrainer.data.prologue import Frozen, thaw
+from pretrainer.data.prologue import Frozen, data_folder, thaw
 from pretrainer.data.trace import Kept, NotTrained, SourceTrace, find_dropped, find_kept
 from pretrainer.errors import StreamError, UserError
 from pretrainer.storage import Store, resolve_run
@@ -44,12 +44,13 @@ class Traced:
     @classmethod
     def open(cls, run: Store) -> Traced:
         config = run_config(run)
-        data = thaw(config, run.child("data"))
+        folder = data_folder(config, run)
+        data = thaw(config, folder, run.child("data"))
         committed = committed_checkpoint(run)
         steps = committed[1] if committed else 0
         curriculum = Curriculum(data.segments, config.slot_blocks_per_step)
         verdict = examine(read_log(run), config, curriculum, steps)
-        plans = begun_plans(run.child("data"), data.plans, data.segments)
+        plans = begun_plans(folder, data.plans, data.segments)
         sources = [[SourceTrace(plan) for plan in of_line] for of_line in plans]
         return cls(config, data, verdict, steps, curriculum, sources)
 

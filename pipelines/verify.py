@@ -19,7 +19,7 @@ from pipelines.cli import run_main
 from pipelines.export import run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
-from pretrainer.data.prologue import Frozen, refuse_changes, thaw
+from pretrainer.data.prologue import Frozen, data_folder, refuse_changes, thaw
 from pretrainer.data.replay import fresh_plans, replay_blocks
 from pretrainer.data.tokenizer.words import mask_vocabulary_of
 from pretrainer.errors import StreamError, UserError
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     run = resolve_run(options.run, options.storage)
     config = run_config(run)
-    frozen = thaw(config, run.child("data"))
+    frozen = thaw(config, data_folder(config, run), run.child("data"))
     committed = committed_checkpoint(run)
     steps = committed[1] if committed else 0
     curriculum = Curriculum(frozen.segments, config.slot_blocks_per_step)
@@ -126,13 +126,14 @@ def step_range(text: str, steps: int) -> tuple[int, int]:
 
 def recompute(config: Config, frozen: Frozen, run: Store, lines: Sequence[Line]) -> Iterator[str]:
     """Derive the steps of these lines from the raw input; the first one that differs."""
-    refuse_changes(config, frozen, run.child("data"))
+    data = data_folder(config, run)
+    refuse_changes(config, frozen, data, run.child("data"))
     per_step, done = config.slot_blocks_per_step, 0
     with tempfile.TemporaryDirectory(prefix="pretrainer-recompute-") as folder:
         plans, first = fresh_plans(frozen.plans, Store(folder)), lines[0].step * per_step
         curriculum = Curriculum(frozen.segments, per_step)
         blocks = replay_blocks(plans, curriculum, first, first + per_step * len(lines))
-        how = how_of(config, mask_vocabulary_of(config, run.child("data").uri))
+        how = how_of(config, mask_vocabulary_of(config, data.uri))
         for line in lines:
             batches = [next(blocks) for _ in range(per_step)]
             digest = step_digest([block_digest(to_tensor(batch)) for batch in batches])

@@ -25,6 +25,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 # Without it the MLflow UI shows the run among evaluations of language-model applications.
 TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
+PARENT_TAG = "mlflow.parentRunId"
 STATUS = {"completed": "FINISHED", "stopped": "KILLED", "preempted": "KILLED", "failed": "FAILED"}
 
 COUNTED_KINDS = ("train", "validation", "evaluation")
@@ -215,7 +216,14 @@ def _forgetting_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]
     return [(f"forgetting/{name}", event[name], event["step"]) for name in ("loss", "bits_per_byte")]
 
 
+def _report_metrics(event: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """Of a trial of a sweep: what trials are compared by, the same names for all."""
+    names = ("loss", "bits_per_byte", "tokens", "noise_scale_tokens")
+    return [(f"sweep/{name}", event[name], event["step"]) for name in names if event[name] is not None]
+
+
 EVENT_METRICS = {
+    "report": _report_metrics,
     "steps": _step_metrics,
     "validation": _validation_metrics,
     "evaluation": _evaluation_metrics,

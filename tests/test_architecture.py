@@ -51,6 +51,7 @@ ONLY_IN = {
     ),
     "mlflow": ("pretrainer.tracking",),
     "pydantic": ("pretrainer.config_load",),
+    "optuna": ("pretrainer.tuning.optuna_search",),
 }
 
 # What a module may import from outside, the standard library aside.
@@ -60,6 +61,7 @@ OUTSIDE: dict[str, set[str]] = {
     "pretrainer.schema": {"numpy", "pyarrow"},
     "pretrainer.model": {"torch", "numpy", "safetensors"},
     "pretrainer.plan": {"yaml"},
+    "pretrainer.tuning": {"numpy", "optuna", "scipy"},
     "pretrainer.train.step": {"torch", "numpy"},
     "pretrainer.train.exact": {"torch", "numpy"},
     "pretrainer.train.staging": {"torch"},
@@ -72,6 +74,7 @@ NEVER_REACHES = {
     "pretrainer.data": {"torch", "mlflow"},
     "pretrainer.model": {"ray", "mlflow", "pydantic"},
     "pretrainer.plan": {"ray", "mlflow"},
+    "pretrainer.tuning": {"ray", "mlflow"},
     "pretrainer.train.step": {"ray", "mlflow", "pydantic"},
     "pretrainer.train.exact": {"ray", "mlflow", "pydantic"},
     "pretrainer.train.saving": {"ray", "mlflow", "pydantic"},

@@ -30,14 +30,16 @@ from pretrainer.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from pretrainer.config.monitor import MonitorConfig
 from pretrainer.config.sources import SourceConfig
 from pretrainer.config.stability import StabilityConfig
+from pretrainer.config.sweep import DimensionConfig, SweepConfig, TargetConfig
 from pretrainer.config.train import TrainConfig
 from pretrainer.errors import require
 
 __all__ = [
-    "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "EvaluationConfig",
-    "ExtractConfig", "InitConfig", "LanguageConfig", "LineDedupConfig", "ModelConfig", "MoeConfig", "MonitorConfig",
-    "PerplexityConfig", "PiiConfig", "QualityConfig", "RopeScalingConfig", "RunConfig", "SegmentConfig", "SourceConfig",
-    "StabilityConfig", "TaskConfig", "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
+    "ClusterConfig", "Config", "DataConfig", "DecontaminationConfig", "DedupConfig", "DimensionConfig",
+    "EvaluationConfig", "ExtractConfig", "InitConfig", "LanguageConfig", "LineDedupConfig", "ModelConfig",
+    "MoeConfig", "MonitorConfig", "PerplexityConfig", "PiiConfig", "QualityConfig", "RopeScalingConfig",
+    "RunConfig", "SegmentConfig", "SourceConfig", "StabilityConfig", "SweepConfig", "TargetConfig", "TaskConfig",
+    "TokenizerConfig", "ToxicityConfig", "TrackingConfig", "TrainConfig", "UrlConfig",
 ]  # fmt: skip
 
 
@@ -49,6 +51,9 @@ class RunConfig:
     """Folder or URI (s3://, gs://, local path) under which run folders are made."""
     copy_to: str | None = None
     """A second folder or URI that gets a copy of every checkpoint, under the run's name; none by default."""
+    data_from: str | None = None
+    """A run (folder, URI or name) whose prepared tokens this one trains on, as the trials of a sweep do; its own by
+    default."""
     seed: int = 0
     """Seed of initialisation and dropout; it does not change the order of the data."""
 
@@ -116,6 +121,8 @@ class Config:
     """Norms, activations and the gradient noise scale."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Task files that a trained model is scored on."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """What `pipelines.tune` searches; training alone does not read it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -88,6 +88,8 @@ class TrainConfig:
     """Parameters, gradients and moments stay in CPU memory, and the optimizer runs there: slow, but it fits."""
     cpus_per_worker: float = 0.5
     """CPUs that one trainer asks Ray for; on CPU keep them low enough that data has at least one whole CPU."""
+    gpus_per_worker: float = 1.0
+    """GPUs that one trainer asks Ray for; a part of one lets several runs of a single worker, trials say, share it."""
     threads_per_worker: int | None = None
     """Torch threads per trainer on CPU; by default the node's cores shared by the trainers on it, one in exact mode."""
     exact: bool = False
@@ -147,6 +149,12 @@ class TrainConfig:
             "use 1 or more seconds, longer than a validation and a checkpoint take, or 0 for no watchdog",
         )
         require(self.cpus_per_worker > 0, "train.cpus_per_worker", self.cpus_per_worker, "use a positive number")
+        require(
+            self.gpus_per_worker == 1 or (0 < self.gpus_per_worker < 1 and self.worker_range == (1, 1)),
+            "train.gpus_per_worker",
+            self.gpus_per_worker,
+            "use 1, or with train.num_workers=1 a number from 0 to 1: NCCL takes no two workers of a run on one GPU",
+        )
         require(
             self.milestone_every_steps is None
             or (self.milestone_every_steps > 0 and self.milestone_every_steps % self.checkpoint_every_steps == 0),

@@ -87,10 +87,13 @@ def record_parts(parts: dict, data: Store) -> None:
 
 def changes_since_start(parts: dict, data: Store) -> list[str]:
     """Names of the parts that differ from those written down at the run's last start; [] at the first one."""
-    if not data.exists(FINGERPRINT):
-        return []
-    now = json.loads(json.dumps(_flatten(parts), default=str))
-    return fingerprint.changed(json.loads(data.read(FINGERPRINT)), now)
+    return different_parts(parts, recorded_parts(data)) if data.exists(FINGERPRINT) else []
+
+
+def different_parts(one: dict, other: dict) -> list[str]:
+    """Names of the parts that differ, as JSON."""
+    now, then = (json.loads(json.dumps(_flatten(parts), default=str)) for parts in (one, other))
+    return fingerprint.changed(then, now)
 
 
 def recorded_parts(data: Store) -> dict[str, Any]:

@@ -13,6 +13,8 @@ function of inputs and config and is created once in the run's data folder; a se
     data/held_out/<source>.sketches.arrow   their index entries
     data/held_out/summary.json      documents, bytes and baselines by source
     data/fingerprint.json           everything that decides the tokens, by name
+
+A run with `run.data_from` reads the data folder of another run, and its own holds the fingerprint alone.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from pretrainer.data.identity import (
     NOT_IN_FINGERPRINT,
     ORDER_MODULES,
     changes_since_start,
+    different_parts,
     fingerprint_parts,
     record_parts,
     recorded_parts,
@@ -46,7 +49,7 @@ from pretrainer.data.tokenizer.freeze import freeze_tokenizer
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import ConfigError, UserError
 from pretrainer.schema import Specials, from_ipc
-from pretrainer.storage import Store
+from pretrainer.storage import Store, resolve_run
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,46 @@ def freeze(config: Config, data: Store, held_before: Mapping[str, pa.Table] | No
     return Frozen(plans, segments, rows, summary, fingerprint.digest(parts), sizes, changes, parts)
 
 
-def accept(frozen: Frozen, data: Store) -> None:
+def accept(frozen: Frozen, own: Store) -> None:
     """This start is not refused: its parts are what later starts, and verify, compare with."""
-    record_parts(frozen.parts, data)
+    record_parts(frozen.parts, own)
 
 
-def thaw(config: Config, data: Store) -> Frozen:
-    """What `freeze` made at the run's last start, read back; needs no cluster and trusts the recorded fingerprint."""
+def data_folder(config: Config, run: Store) -> Store:
+    """Where the run's tokens are: in its own folder, or in that of the run that it shares them with."""
+    where = config.run.data_from
+    return (run if where is None else resolve_run(where, config.run.storage)).child("data")
+
+
+def share(config: Config, data: Store, own: Store) -> Frozen:
+    """The frozen data of another run under this config's batch, length and shares; needs no cluster.
+
+    `own` is the data folder of the run that asks. ConfigError if its config or code makes other tokens.
+    """
+    frozen = thaw(config, data)
+    if frozen.segments[-1].line:
+        raise ConfigError(
+            f"run.data_from={config.run.data_from!r} is not possible with data.curriculum segments of another sequence "
+            "length: where those begin is kept with the tokens and depends on the batch; leave run.data_from out"
+        )
+    parts, theirs = _live_parts(config, frozen, data), recorded_parts(data)
+    changes = [part for part in different_parts(parts, theirs) if not part.startswith("order.")]
+    if changes:
+        raise ConfigError(
+            f"run.data_from={config.run.data_from!r} holds the tokens of another config; here differ: "
+            f"{', '.join(changes)}. Put it back, or leave run.data_from out to curate anew"
+        )
+    frozen = replace(frozen, fingerprint=fingerprint.digest(parts), parts=parts)
+    return replace(frozen, changes=tuple(changes_since_start(parts, own)))
+
+
+def thaw(config: Config, data: Store, own: Store | None = None) -> Frozen:
+    """What `freeze` made at the run's last start, read back; needs no cluster and trusts the recorded fingerprint.
+
+    `own`: the data folder of the run, where `data` is another's.
+    """
     try:
-        manifest, parts = Manifest.from_bytes(data.read("manifest.arrow")), recorded_parts(data)
+        manifest, parts = Manifest.from_bytes(data.read("manifest.arrow")), recorded_parts(own or data)
         summary = json.loads(data.read("held_out/summary.json"))
     except FileNotFoundError as error:
         raise UserError(f"{data.uri} is not complete ({error.filename}): start the run, then ask again") from None
@@ -119,13 +153,17 @@ def freeze_sizes(measured: Sequence[float], data: Store) -> tuple[float, ...]:
     return tuple(json.loads(data.read("sizes.json")))
 
 
-def refuse_changes(config: Config, frozen: Frozen, data: Store) -> None:
-    """SourceError or ConfigError, naming it, if an input object, the config or the code is not the run's any more."""
+def _live_parts(config: Config, frozen: Frozen, data: Store) -> dict[str, dict]:
+    """The parts as today's inputs, config and code make them; SourceError if an input object is not the run's."""
     manifest = Manifest.from_bytes(data.read("manifest.arrow"))
     manifest.check_unchanged(Manifest.build(config.data.sources))
     held = [from_ipc(data.read(f"held_out/{s.name}.documents.arrow")) for s in config.data.sources]
-    parts = _parts(config, manifest, held, frozen.segments, data)
-    changes = changes_since_start(parts, data)
+    return _parts(config, manifest, held, frozen.segments, data)
+
+
+def refuse_changes(config: Config, frozen: Frozen, data: Store, own: Store | None = None) -> None:
+    """SourceError or ConfigError, naming it, if an input object, the config or the code is not the run's any more."""
+    changes = changes_since_start(_live_parts(config, frozen, data), own or data)
     if changes:
         raise ConfigError(
             f"the stream of {data.uri} cannot be derived again; since its last start changed: {', '.join(changes)}. "

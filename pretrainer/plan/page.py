@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
 from pretrainer.plan.chart import Axis, Chart
@@ -24,16 +24,20 @@ STEPS = 60
 
 def render(plan: Plan) -> bytes:
     """The HTML file."""
-    style = files("pretrainer.plan").joinpath("page.css").read_text(encoding="utf-8")
+    charts = [(isoflops(plan), CAPTIONS[0]), (frontiers(plan), CAPTIONS[1]), (ratios(plan), CAPTIONS[2])]
+    return document(f"Plan: {plan.summary}", tables(plan), charts)
+
+
+def document(words: str, found: Sequence[Table], charts: Sequence[tuple[Chart, str]], more_style: str = "") -> bytes:
+    """A page with a title, the first table, the charts with their captions, and the other tables."""
+    style = files("pretrainer.plan").joinpath("page.css").read_text(encoding="utf-8") + more_style
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    title = html.escape(f"Plan: {plan.summary}")
-    found = tables(plan)
-    charts = [(isoflops(plan), CAPTIONS[0]), (frontiers(plan), CAPTIONS[1]), (ratios(plan), CAPTIONS[2])]
+    title = html.escape(words)
     body = [
         f"<h1>{title}</h1>",
         _table(found[0]),
-        *(f"<figure>{chart.svg()}<figcaption>{html.escape(words)}</figcaption></figure>" for chart, words in charts),
+        *(f"<figure>{chart.svg()}<figcaption>{html.escape(told)}</figcaption></figure>" for chart, told in charts),
         *map(_table, found[1:]),
     ]
     head = (

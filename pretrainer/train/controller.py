@@ -107,6 +107,7 @@ def make_trainer(
     """
     path, filesystem = run.train_storage()
     lo, hi = config.train.worker_range
+    gpus = {"GPU": config.train.gpus_per_worker} if use_gpu else {}
 
     def committed_step() -> int:
         committed = committed_checkpoint(run)
@@ -118,7 +119,7 @@ def make_trainer(
     scaling = ray.train.ScalingConfig(
         num_workers=cast(Any, hi if lo == hi else (lo, hi)),
         use_gpu=use_gpu,
-        resources_per_worker={"CPU": config.train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        resources_per_worker={"CPU": config.train.cpus_per_worker, **gpus},
     )
     policy: OneReservation = FixedSize(scaling, run.uri)
     if lo != hi:
