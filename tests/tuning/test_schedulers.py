@@ -55,6 +55,7 @@ def test_median_ends_what_is_worse_than_the_others_were() -> None:
     assert decide(MEDIAN, [4.4, 9.0], others) is None  # its best counts
     assert decide(MEDIAN, [9.0], others) is None  # grace
     assert decide(MEDIAN, [9.0, 9.0], others[:2]) is None  # too few to compare with
+    assert decide(MEDIAN, [9.0] * 8, [[1.0] * 8] * 9) is None  # it is at its end
 
 
 @given(st.lists(st.floats(1, 9), min_size=1, max_size=12), st.randoms(use_true_random=False))
