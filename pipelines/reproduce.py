@@ -50,7 +50,7 @@ FREE_CPUS = 0.9  # of the cluster's, that the stream may ask for
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its advice about memory is for another way to use it
     warnings.simplefilter("ignore", RayDeprecationWarning)  # data/pipeline.py knows of it
     card = read_card(Store(options.card))
     steps = wanted_steps(card, options.steps)
