@@ -80,7 +80,7 @@ def _goodput(event: dict[str, Any]) -> Iterator[Reading]:
 
 
 def _lead(event: dict[str, Any]) -> Iterator[Reading]:
-    yield Reading("lead_steps", event["steps"])
+    yield Reading("lead_steps", event["steps_ahead"])
     yield from (Reading("curated_share", share, {"source": name}) for name, share in event["curated"].items())
 
 

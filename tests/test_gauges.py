@@ -26,7 +26,7 @@ CHECKPOINT = {"kind": "checkpoint", "step": 30, "blocking_s": 0.5, "total_s": 2.
 FAILURE = {"kind": "failure", "message": "gone", "reason": None, "ranks": [0], "at_s": 112.0}
 VALIDATION = {"kind": "validation", "step": 30, "sources": {"code": {"loss": 2.0}}, "at_s": 113.0}
 GOODPUT = {"kind": "goodput", "step": 30, "share": {"useful": 0.75, "recovery": 0.25}, "at_s": 114.0}
-LEAD = {"kind": "lead", "step": 30, "steps": 12.5, "tokens": 9, "curated": {"code": 0.4}, "at_s": 115.0}
+LEAD = {"kind": "lead", "step": 30, "steps_ahead": 12.5, "tokens_ahead": 9, "curated": {"code": 0.4}, "at_s": 115.0}
 FINISH = {"kind": "finish", "status": "completed", "at_s": 116.0}
 ALL = [START, STEPS, CHECKPOINT, FAILURE, VALIDATION, GOODPUT, LEAD, FINISH]
 
