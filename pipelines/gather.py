@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from pipelines.documents import document_counts
+from pipelines.status import status_of
 from pretrainer.config import Config
 from pretrainer.config_load import parse_config
 from pretrainer.data.curriculum import realised_shares
@@ -17,7 +18,6 @@ from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen, thaw
 from pretrainer.errors import StorageError, UserError
 from pretrainer.journal import read_events
-from pretrainer.lease import state
 from pretrainer.report.facts import Facts
 from pretrainer.storage import Store, redact
 from pretrainer.train.audit import ATTEMPTS
@@ -99,14 +99,6 @@ def thawed(run: Store) -> Frozen | None:
 
 def _config(run: Store) -> Config | None:
     return _there(lambda: parse_config(run.read_text("config.yaml"), where=f"{run.uri}/config.yaml"), None)
-
-
-def status_of(run: Store, summary: dict[str, Any], config: Config | None) -> str:
-    """That of the summary where the newest driver wrote it or has ended in order; else whether a driver is at work."""
-    driver, number = state(run, config.cluster.takeover_s if config else 60.0)
-    if summary and (driver == "released" or summary.get("lease") == number):
-        return str(summary["status"])
-    return {"alive": "running", "released": "failed", "none": "not started"}.get(driver, "interrupted")
 
 
 def message_of(status: str, summary: dict[str, Any], events: list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.culprits import Culprits
 from pipelines.forgetting import Forgetting
+from pipelines.gauges import Gauges
 from pipelines.lead import Lead
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Curriculum
@@ -55,10 +56,12 @@ class Supervisor:
         self.lead = Lead(data, config.slot_blocks_per_step, recorder.record.remote)
         self.health = Health(None if config.init.uri else math.log(data.vocab_size))
         self.forgetting = Forgetting(config, run, data.held_out)
+        self.gauges = Gauges(config.run.name)
 
     def notice(self, event: dict[str, Any]) -> None:
         """Count an event: starts of worker groups and goodput stay in the run folder, over all starts of the run."""
         self.goodput.add(event)
+        self.gauges.notice(event)
         self.copies.notice(event)
         self.culprits.notice(event)
         self.lead.notice(event)

@@ -26,7 +26,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from pretrainer.config import DataConfig
 from pretrainer.data import lookahead
 from pretrainer.data.curriculum import SegmentOrder
-from pretrainer.data.dedup.in_order import InOrderDedup
+from pretrainer.data.meters import MeteredInOrderDedup
 from pretrainer.data.packing.packer import CloseChunks, PackWindows
 from pretrainer.data.plan import SourcePlan
 from pretrainer.data.stages import expand_positions, read_chunks, tokenize_chunk
@@ -101,7 +101,7 @@ def chunk_stream(plan: SourcePlan, first: int, end: int) -> ray.data.Dataset:
         ray.data.from_items(stretches, override_num_blocks=len(stretches))
         .map_batches(expand_positions, batch_size=1, batch_format="pyarrow", num_cpus=small)
         .map_batches(read, fn_kwargs={"plan": plan, **committed}, **parallel)
-        .map_batches(InOrderDedup, fn_constructor_args=(plan, held_out), **in_order(small))
+        .map_batches(MeteredInOrderDedup, fn_constructor_args=(plan, held_out), **in_order(small))
         .map_batches(tokenize, fn_kwargs={"plan": plan}, **parallel)
     )
 

@@ -27,6 +27,8 @@ from pretrainer.train.step import StepResult
 GAUGES = {
     "loss": "Training loss, nats per token",
     "tokens_per_s": "Training tokens per second over all workers",
+    "rank_tokens_per_s": "Training tokens per second of one rank: its share of the batch",
+    "mfu": "Model FLOPs utilization, 0 to 1, where the device's peak is known",
     "data_wait_fraction": "Share of the time that this rank waited for data",
     "step": "Optimizer steps done",
 }
@@ -122,13 +124,14 @@ class Reporter:
         elapsed = max(1e-9, time.perf_counter() - self.interval.started_s)
         rate, waited = self.interval.tokens / elapsed, self.interval.wait_s / elapsed
         mfu = model_flops_utilization(rate, self.flops, self.world, self.device_name)
-        for name, value in (
-            ("loss", result.loss),
-            ("tokens_per_s", rate),
-            ("data_wait_fraction", waited),
-            ("step", state.step),
-        ):
-            self.gauges[name].set(float(value))
+        self._measure(
+            loss=result.loss,
+            tokens_per_s=rate,
+            rank_tokens_per_s=rate / self.world,
+            mfu=mfu,
+            data_wait_fraction=waited,
+            step=state.step,
+        )
         self._send(
             {
                 "kind": "steps",
@@ -151,6 +154,12 @@ class Reporter:
             }
         )
         self.interval, self.waiting = Interval(), []
+
+    def _measure(self, **values: float | None) -> None:
+        """Set this rank's gauges; None is what nobody knows."""
+        for name, value in values.items():
+            if value is not None:
+                self.gauges[name].set(float(value))
 
     def healed(self, state: TrainState, heal: Heal) -> None:
         """Something showed, and this is done about it."""

@@ -80,6 +80,21 @@ def test_a_checkpoint_that_was_asked_for_is_asked_for_until_it_is_committed(
     assert reporter.checkpoint_requested == 0
 
 
+def test_gauges_of_a_rank_are_set_where_a_line_is_sent(reporter: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, float] = {}
+    for name in module.GAUGES:
+        reporter.gauges[name] = SimpleNamespace(set=lambda value, name=name: seen.update({name: value}))  # type: ignore
+    monkeypatch.setattr(reporter, "world", 4)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: 110.0)
+    reporter.interval = Interval(started_s=100.0, wait_s=2.5, tokens=640, steps=1)
+    reporter._flush(TrainState(step=7), result_of(1.5, 1.0))
+    expected = {"loss": 1.5, "tokens_per_s": 64.0, "rank_tokens_per_s": 16.0, "data_wait_fraction": 0.25, "step": 7.0}
+    assert seen == expected, "nobody knows the MFU of a CPU"
+    monkeypatch.setattr(module, "model_flops_utilization", lambda *_: 0.4)
+    reporter._flush(TrainState(step=8), result_of(1.5, 1.0))
+    assert seen["mfu"] == 0.4 and set(seen) == set(module.GAUGES)
+
+
 def test_the_time_of_a_checkpoint_is_no_training_time(
     reporter: Reporter, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
