@@ -10,9 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import jsonschema
 import pytest
 import ray
+from botocore.validate import ParamValidator
 from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private.util import validate_config
 
@@ -82,6 +84,16 @@ def test_ray_opens_no_port_of_its_own_on_aws() -> None:
     for one in types("aws").values():
         assert one["node_config"]["SecurityGroupIds"] and one["node_config"]["IamInstanceProfile"]
         assert one["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+
+
+def test_ec2_knows_every_parameter_of_a_node() -> None:
+    """Asked of boto3's own description of RunInstances, offline."""
+    service = botocore.session.get_session().get_service_model("ec2")
+    known, count = service.operation_model("RunInstances").input_shape, {"MinCount": 1, "MaxCount": 1}
+    for one in types("aws").values():
+        found = ParamValidator().validate({**one["node_config"], **count}, known)
+        assert not found.has_errors(), found.generate_report()
+    assert ParamValidator().validate({"InstanceTypes": "m6i.large", **count}, known).has_errors()
 
 
 @pytest.mark.parametrize("target", RAY_UP)
