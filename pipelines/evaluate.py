@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from pipelines.cli import run_main
-from pipelines.evaluating import open_warning, unprotected
+from pipelines.driver.cli import run_main
+from pipelines.driver.evaluating import open_warning, unprotected
+from pipelines.driver.suite import context_of, held_out_tasks
 from pipelines.export import checkpoint_folder, download, run_config
 from pipelines.generate import load_model
-from pipelines.suite import context_of, held_out_tasks
 from pretrainer.config import EvaluationConfig, RunConfig
 from pretrainer.config_load import parse_evaluation
 from pretrainer.data.plan import load_tokenizer
@@ -36,8 +36,8 @@ from pretrainer.evaluation.tasks import Task, read_task
 from pretrainer.model.hf import from_hf
 from pretrainer.model.transformer import Transformer
 from pretrainer.storage import Store, resolve_run
-from pretrainer.train.committed import committed_checkpoints
-from pretrainer.train.copies import BEST, Place, find_copies
+from pretrainer.train.checkpoints.committed import committed_checkpoints
+from pretrainer.train.checkpoints.copies import BEST, Place, find_copies
 
 DEFAULT_CONTEXT = 2048
 """Tokens that a folder's model is taken to read where its config.json does not say, as in the harness."""

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.card import card_files
-from pipelines.cli import run_main
+from pipelines.driver.card import card_files
+from pipelines.driver.cli import run_main
 from pretrainer.config import Config, RunConfig
 from pretrainer.config_load import parse_config
 from pretrainer.data.plan import load_tokenizer
@@ -26,9 +26,9 @@ from pretrainer.data.tokenizer.hf import export_hf
 from pretrainer.errors import UserError
 from pretrainer.model.hf import to_hf
 from pretrainer.storage import Store, resolve_run
-from pretrainer.train.checkpoint import load_full_state_dict
-from pretrainer.train.committed import FOLDER, committed_checkpoints
-from pretrainer.train.copies import copy_file, find_copies
+from pretrainer.train.checkpoints.checkpoint import load_full_state_dict
+from pretrainer.train.checkpoints.committed import FOLDER, committed_checkpoints
+from pretrainer.train.checkpoints.copies import copy_file, find_copies
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.cli import run_main
+from pipelines.driver.cli import run_main
 from pipelines.export import checkpoint_folder, download, run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.plan import load_tokenizer
@@ -23,7 +23,7 @@ from pretrainer.errors import UserError
 from pretrainer.model.generate import generate
 from pretrainer.model.transformer import Transformer
 from pretrainer.storage import Store, resolve_run
-from pretrainer.train.checkpoint import load_full_state_dict
+from pretrainer.train.checkpoints.checkpoint import load_full_state_dict
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.cli import config_parser, read_config, run_main
+from pipelines.driver.cli import config_parser, read_config, run_main
 from pretrainer.data.inspect.look import look, table
 from pretrainer.data.inspect.page import model, render
 from pretrainer.errors import UserError

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from pipelines.cli import run_main
+from pipelines.driver.cli import run_main
 from pipelines.export import run_config
 from pretrainer.config import RunConfig
 from pretrainer.config_load import load_config

@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.cli import Cluster, cluster, config_parser, run_main
-from pipelines.continuation import read_resolved
-from pipelines.documents import document_counts, document_table
-from pipelines.preflight import check
-from pipelines.progress import Console
-from pipelines.start import open_data
+from pipelines.driver.cli import Cluster, cluster, config_parser, run_main
+from pipelines.driver.continuation import read_resolved
+from pipelines.driver.documents import document_counts, document_table
+from pipelines.driver.preflight import check
+from pipelines.driver.progress import Console
+from pipelines.driver.start import open_data
 from pretrainer.config import Config
 from pretrainer.data.ledger.ledger import ChunkKey, ChunkRecord
 from pretrainer.data.pipeline import curate

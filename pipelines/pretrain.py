@@ -14,12 +14,12 @@ import json
 import time
 from collections.abc import Sequence
 
-from pipelines.cli import Cluster, cluster, config_parser, run_main
-from pipelines.continuation import changes_from, read_resolved
-from pipelines.parent import Parent
-from pipelines.preflight import check, local_cluster, plan_lines
-from pipelines.progress import Console
-from pipelines.start import open_data
+from pipelines.driver.cli import Cluster, cluster, config_parser, run_main
+from pipelines.driver.continuation import changes_from, read_resolved
+from pipelines.driver.parent import Parent
+from pipelines.driver.preflight import check, local_cluster, plan_lines
+from pipelines.driver.progress import Console
+from pipelines.driver.start import open_data
 from pretrainer.config import Config
 from pretrainer.data.readers.source import Manifest
 from pretrainer.lease import Lease, hold
@@ -79,8 +79,8 @@ def drive(
     console.plan(run, there, plan_lines(config, manifest, there, config.vocab_size))
     data = open_data(config, run, console)
     # With torch behind them, and only behind the checks: a mistake is told in two seconds instead of five.
-    from pipelines.results import finish
-    from pipelines.session import Session, train
+    from pipelines.driver.results import finish
+    from pipelines.driver.session import Session, train
 
     session = Session.open(config, run, data, there, started_s, lease)
     outcome = train(session, console)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.cli import run_main
+from pipelines.driver.cli import run_main
 from pipelines.evaluate import choose_checkpoints
 from pipelines.export import download
 from pipelines.trace import Traced, trace_step
@@ -26,8 +26,8 @@ from pretrainer.errors import ReplicaError, StreamError, UserError
 from pretrainer.schema import Batch
 from pretrainer.storage import Store, resolve_run
 from pretrainer.train.batch import block_digest, step_digest, to_tensor
-from pretrainer.train.healing import Healer, read_heals
-from pretrainer.train.replay import Compared, alone, on_one_worker, replay, tolerances
+from pretrainer.train.stability.healing import Healer, read_heals
+from pretrainer.train.stability.replay import Compared, alone, on_one_worker, replay, tolerances
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pipelines.cli import run_main
-from pipelines.gather import gather
+from pipelines.driver.cli import run_main
+from pipelines.driver.gather import gather
 from pretrainer.config import RunConfig
 from pretrainer.report.page import render
 from pretrainer.storage import Store, resolve_run

@@ -23,10 +23,10 @@ from typing import Any, cast
 import yaml
 from ray.util.annotations import RayDeprecationWarning
 
-from pipelines.card import CARD, shards
-from pipelines.cli import Cluster, cluster, run_main
-from pipelines.parent import adopt
-from pipelines.preflight import check
+from pipelines.driver.card import CARD, shards
+from pipelines.driver.cli import Cluster, cluster, run_main
+from pipelines.driver.parent import adopt
+from pipelines.driver.preflight import check
 from pretrainer.config import ClusterConfig, Config
 from pretrainer.config_load import parse_config
 from pretrainer.data.curriculum import Segment

@@ -16,15 +16,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.cli import run_main
+from pipelines.driver.cli import run_main
 from pretrainer.config import Config, RunConfig
 from pretrainer.config_load import parse_config
 from pretrainer.errors import UserError
 from pretrainer.journal import EVENTS
 from pretrainer.lease import state
 from pretrainer.storage import Store, redact, resolve_run
-from pretrainer.train.committed import committed_checkpoint
-from pretrainer.train.goodput import Goodput
+from pretrainer.train.checkpoints.committed import committed_checkpoint
+from pretrainer.train.telemetry.goodput import Goodput
 
 Event = dict[str, Any]
 

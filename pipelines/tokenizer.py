@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.cli import cluster, config_parser, read_config, run_main
+from pipelines.driver.cli import cluster, config_parser, read_config, run_main
 from pretrainer.config import ModelConfig
 from pretrainer.data.tokenizer.report import compare, format_rows, parse_sizes
 from pretrainer.model.presets import parameter_count, resolve

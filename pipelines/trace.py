@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.cli import run_main
+from pipelines.driver.cli import run_main
 from pipelines.export import run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
@@ -23,9 +23,9 @@ from pretrainer.data.prologue import Frozen, data_folder, thaw
 from pretrainer.data.trace import Kept, NotTrained, SourceTrace, find_dropped, find_kept
 from pretrainer.errors import StreamError, UserError
 from pretrainer.storage import Store, resolve_run
-from pretrainer.train.auditlog import Verdict, examine, read_log
 from pretrainer.train.batch import block_digest, step_digest, to_tensor
-from pretrainer.train.committed import committed_checkpoint
+from pretrainer.train.checkpoints.committed import committed_checkpoint
+from pretrainer.train.telemetry.auditlog import Verdict, examine, read_log
 
 MOST_DOCUMENTS = 20  # that a part of an id may match
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pipelines.cli import run_main
-from pipelines.training import add_sizes, check_sizes, read_argument, read_line, training_parser, write_model
+from pipelines.driver.cli import run_main
+from pipelines.driver.training import add_sizes, check_sizes, read_argument, read_line, training_parser, write_model
 from pretrainer.data.quality.corpus import Corpus
 from pretrainer.data.quality.model_file import check_target
 from pretrainer.data.quality.perplexity import PerplexityModel

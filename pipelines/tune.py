@@ -13,16 +13,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from pipelines.cli import Cluster, cluster, config_parser, run_main
-from pipelines.continuation import read_resolved
-from pipelines.preflight import check, check_concurrency
+from pipelines.driver.cli import Cluster, cluster, config_parser, run_main
+from pipelines.driver.continuation import read_resolved
+from pipelines.driver.preflight import check, check_concurrency
+from pipelines.driver.progress import Console
+from pipelines.driver.start import open_data
+from pipelines.driver.sweep_results import SweepTracker, finish_sweep
+from pipelines.driver.sweep_table import SweepConsole
+from pipelines.driver.trial import TrialTask
+from pipelines.driver.tuner import Board, search
 from pipelines.prepare import follow
-from pipelines.progress import Console
-from pipelines.start import open_data
-from pipelines.sweep_results import SweepTracker, finish_sweep
-from pipelines.sweep_table import SweepConsole
-from pipelines.trial import TrialTask
-from pipelines.tuner import Board, search
 from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
 from pretrainer.data.curriculum import epochs_needed

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
-from pipelines.cli import run_main
+from pipelines.driver.cli import run_main
 from pipelines.export import run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
@@ -24,13 +24,13 @@ from pretrainer.data.replay import fresh_plans, replay_blocks
 from pretrainer.data.tokenizer.words import mask_vocabulary_of
 from pretrainer.errors import StreamError, UserError
 from pretrainer.storage import Store, resolve_run
-from pretrainer.train.auditlog import Line, Verdict, compare_digest, examine, read_log
 from pretrainer.train.batch import block_digest, step_digest, to_tensor
-from pretrainer.train.checkpoint import STATE_FILE
-from pretrainer.train.committed import committed_checkpoint
-from pretrainer.train.healing import read_heals
+from pretrainer.train.checkpoints.checkpoint import STATE_FILE
+from pretrainer.train.checkpoints.committed import committed_checkpoint
 from pretrainer.train.objective import how_of, lesson
-from pretrainer.train.policies import Heal
+from pretrainer.train.stability.healing import read_heals
+from pretrainer.train.stability.policies import Heal
+from pretrainer.train.telemetry.auditlog import Line, Verdict, compare_digest, examine, read_log
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
-from pipelines import cli
+from pipelines.driver import cli
 from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
 from pretrainer.errors import UserError
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cli import config_parser
-from pipelines.continuation import changes_from, continued, read_resolved, rows_of
-from pipelines.parent import RECORD, Parent, adopt, find_parent, origin, parent_of
+from pipelines.driver.cli import config_parser
+from pipelines.driver.continuation import changes_from, continued, read_resolved, rows_of
+from pipelines.driver.parent import RECORD, Parent, adopt, find_parent, origin, parent_of
+from pipelines.driver.replay_mixture import mix_in_replay
 from pipelines.pretrain import main
-from pipelines.replay_mixture import mix_in_replay
 from pretrainer.config import Config, InitConfig, ModelConfig
 from pretrainer.config_load import given_fields, load_config, parse_config, to_yaml
 from pretrainer.data.curriculum import make_segments
@@ -32,7 +32,7 @@ from pretrainer.errors import ConfigError, UserError
 from pretrainer.model.hf_families import FAMILIES
 from pretrainer.schema import DOCUMENTS, to_ipc
 from pretrainer.storage import Store
-from pretrainer.train.committed import SNAPSHOT
+from pretrainer.train.checkpoints.committed import SNAPSHOT
 from tests.data.harness import small_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -426,7 +426,7 @@ def test_readme_commands_are_possible(
 ) -> None:
     """With --dry-run: every check, and the plan with what was derived."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipelines.preflight.running_cluster", lambda _config: None)
+    monkeypatch.setattr("pipelines.driver.preflight.running_cluster", lambda _config: None)
     shutil.move(tmp_path / "hf", tmp_path / "llama")
     for name in ("texts/a.txt", "general/a.jsonl", "web", "code"):
         path = tmp_path / name

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import culprits as module
-from pipelines.culprits import TOLD, Culprits, documents_of, path_of
+from pipelines.driver import culprits as module
+from pipelines.driver.culprits import TOLD, Culprits, documents_of, path_of
 from pretrainer.storage import Store
-from pretrainer.train.healing import heal_path
-from pretrainer.train.policies import Heal
+from pretrainer.train.stability.healing import heal_path
+from pretrainer.train.stability.policies import Heal
 
 PATIENCE_S = 30.0
 

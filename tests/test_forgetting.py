@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.forgetting import Forgetting, general_loss, words
+from pipelines.driver.forgetting import Forgetting, general_loss, words
 from pretrainer.config import InitConfig
 from pretrainer.data.held_out import HeldOut
 from pretrainer.storage import Store

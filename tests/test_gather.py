@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import gather as module
 from pipelines import report
-from pipelines.gather import evaluation_points, gather, order_digest, status_of
+from pipelines.driver import gather as module
+from pipelines.driver.gather import evaluation_points, gather, order_digest, status_of
 from pretrainer.config_load import to_yaml
 from pretrainer.errors import StorageError, UserError
 from pretrainer.journal import Journal

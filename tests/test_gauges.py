@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import gauges as module
-from pipelines.gauges import GAUGES, HAPPENINGS, PLANNED, READERS, Gauges, Readings
+from pipelines.driver import gauges as module
+from pipelines.driver.gauges import GAUGES, HAPPENINGS, PLANNED, READERS, Gauges, Readings
 
 START = {"kind": "start", "step": 20, "world_size": 3, "at_s": 100.0}
 STEPS = {

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import lead as module
-from pipelines.lead import Lead, measure
+from pipelines.driver import lead as module
+from pipelines.driver.lead import Lead, measure
 from pretrainer.data.curriculum import Curriculum, make_segments
 from pretrainer.errors import StorageError
 from pretrainer.journal import line_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.packing_report import packing_counts, packing_lines
+from pipelines.driver.packing_report import packing_counts, packing_lines
 from pretrainer.data.packing.packer import PackWindows
 from tests.data.harness import curated, document, make_plan, packed
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.cli import Cluster
-from pipelines.preflight import (
+from pipelines.driver.cli import Cluster
+from pipelines.driver.preflight import (
     _check_cpus,
     _check_exact,
     _check_length,

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.card import MOST_DIGESTS, order_digests
-from pipelines.cli import Cluster
+from pipelines.driver.card import MOST_DIGESTS, order_digests
+from pipelines.driver.cli import Cluster
 from pipelines.reproduce import DIFFERS, conclude, config_of, fit_readers, read_card, wanted_steps
 from pretrainer.data.pipeline import data_cpus
 from pretrainer.errors import UserError

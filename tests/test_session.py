@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from pipelines import session as module
-from pipelines.session import Outcome, Session, _judge, train_segment
+from pipelines.driver import session as module
+from pipelines.driver.session import Outcome, Session, _judge, train_segment
 from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
 
 FATAL = {"kind": "fatal", "message": "chunk 3 came where 2 was expected", "exit_code": 5}

@@ -19,8 +19,8 @@ from pipelines.status import TOLD, main, read_status, status_lines
 from pretrainer.config_load import to_yaml
 from pretrainer.errors import UserError
 from pretrainer.storage import Store
-from pretrainer.train.committed import SNAPSHOT, folder_name
-from pretrainer.train.goodput import Goodput
+from pretrainer.train.checkpoints.committed import SNAPSHOT, folder_name
+from pretrainer.train.telemetry.goodput import Goodput
 from tests.report.example import config, heal, lead, start, steps_event
 from tests.test_gather import GONE, hold, summary, tell
 

@@ -17,16 +17,17 @@ import ray
 import ray.train
 import torch
 
-from pipelines import evaluate, suite
-from pipelines.cli import Cluster
-from pipelines.evaluating import check_evaluation, evaluates_beside, evaluation_rows
-from pipelines.suite import Suite, context_of, evaluate_checkpoint, freeze_suite, validation_config
+from pipelines import evaluate
+from pipelines.driver import suite
+from pipelines.driver.cli import Cluster
+from pipelines.driver.evaluating import check_evaluation, evaluates_beside, evaluation_rows
+from pipelines.driver.suite import Suite, context_of, evaluate_checkpoint, freeze_suite, validation_config
 from pretrainer.config import Config, EvaluationConfig, TaskConfig
 from pretrainer.config_load import parse_config, to_yaml
 from pretrainer.errors import ConfigError, DamagedError, UserError
 from pretrainer.storage import Store
-from pretrainer.train.committed import committed_checkpoints
-from pretrainer.train.selection import read_point, read_points
+from pretrainer.train.checkpoints.committed import committed_checkpoints
+from pretrainer.train.scoring.selection import read_point, read_points
 from tests.evaluation.cases import MAX_TOKENS, tokenizer
 from tests.evaluation.test_pipeline import PICKED, run, run_config, weights_of
 

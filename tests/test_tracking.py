@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pretrainer.tracking import EVENT_METRICS, Tracker, default_uri
-from pretrainer.train.recorder import Recorder
+from pretrainer.train.telemetry.recorder import Recorder
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import trial as driver
-from pipelines.cli import Cluster
-from pipelines.trial import TrialConsole, TrialTask, run_trial
+from pipelines.driver import trial as driver
+from pipelines.driver.cli import Cluster
+from pipelines.driver.trial import TrialConsole, TrialTask, run_trial
 from pretrainer.errors import ConfigError, LeaseError, StorageError
 from pretrainer.lease import hold
 from pretrainer.storage import Store

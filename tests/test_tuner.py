@@ -16,11 +16,11 @@ from ray import tune
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.cli import Cluster
-from pipelines.preflight import check_concurrency
-from pipelines.sweep_results import best_config, best_text, finish_sweep
-from pipelines.trial import TrialTask
-from pipelines.tuner import Board, RecordScheduler, RecordSearch
+from pipelines.driver.cli import Cluster
+from pipelines.driver.preflight import check_concurrency
+from pipelines.driver.sweep_results import best_config, best_text, finish_sweep
+from pipelines.driver.trial import TrialTask
+from pipelines.driver.tuner import Board, RecordScheduler, RecordSearch
 from pretrainer.config import Config
 from pretrainer.config_load import parse_config
 from pretrainer.errors import ConfigError, TrackingError
@@ -268,7 +268,7 @@ def test_a_sweep_of_failures_fails_without_a_config(tmp_path: Path, capsys: pyte
 
 
 def test_a_sweep_goes_on_without_mlflow(tmp_path: Path) -> None:
-    from pipelines.sweep_results import SweepTracker
+    from pipelines.driver.sweep_results import SweepTracker
 
     class Away:
         def log_metrics(self, *_: Any) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 from pipelines.verify import healing_problems
-from pretrainer.train.auditlog import Line
-from pretrainer.train.policies import Heal
+from pretrainer.train.stability.policies import Heal
+from pretrainer.train.telemetry.auditlog import Line
 
 
 def line(step: int, reason: str | None = None) -> Line:

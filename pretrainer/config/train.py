@@ -39,13 +39,13 @@ class TrainConfig:
     warmup_ratio: float | None = None
     """Linear warm-up as a share of all steps, rounded up; give this or train.warmup_steps."""
     schedule: str = "cosine"
-    """A name in pretrainer/train/schedule.py: SCHEDULES, or a function of your own as package.module:function."""
+    """A name in pretrainer/train/optim/schedule.py: SCHEDULES, or a function of your own as package.module:function."""
     schedule_cycles: int = 1
     """schedule=cosine_restarts: how many cosines the run has."""
     schedule_power: float = 1.0
     """schedule=polynomial: the exponent."""
     optimizer: str = "adamw"
-    """A name in pretrainer/train/optimizer.py: OPTIMIZERS; muon is Muon for hidden matrices and AdamW for the rest."""
+    """A name in pretrainer/train/optim/optimizer.py: OPTIMIZERS; muon is Muon for matrices, AdamW for the rest."""
     optimizer_state: Literal["float32", "bfloat16"] = "float32"
     """Type of the optimizer's moments; bfloat16 halves their memory, and the arithmetic stays float32."""
     muon_momentum: float = 0.95

@@ -82,7 +82,7 @@ class Transformer(nn.Module):
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden, vocab_size, bias=False)
         self.heads_here = slice(None)  # of the query heads, those that this rank has under tensor parallelism
         self.routing: list[Routing] = []  # of the last forward pass, one per block with experts
-        self.expert_tokens: Tensor | None = None  # of this step so far, see pretrainer/train/experts.py
+        self.expert_tokens: Tensor | None = None  # of this step so far, see pretrainer/train/sharding/experts.py
         self.look: Callable[[int, Tensor], None] | None = None  # gets what each block gives, see train/monitor.py
 
     @property

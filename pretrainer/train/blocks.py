@@ -12,9 +12,9 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from pretrainer.errors import StreamError
 from pretrainer.schema import Batch
 from pretrainer.train.batch import owned_blocks
-from pretrainer.train.layout import Ranks
-from pretrainer.train.phases import Phases
+from pretrainer.train.sharding.layout import Ranks
 from pretrainer.train.spec import WorkerSpec
+from pretrainer.train.telemetry.phases import Phases
 
 PREFETCH_BLOCKS = 8
 

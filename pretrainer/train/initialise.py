@@ -26,8 +26,8 @@ from pretrainer.model.hf import stream_hf
 from pretrainer.model.init import copy_into, init_buffers, init_weights
 from pretrainer.model.vocabulary import grown
 from pretrainer.storage import Store, redact
-from pretrainer.train.checkpoint import content_digest, file_digest, load_weights, stored_weights, verify
-from pretrainer.train.copies import copy_file
+from pretrainer.train.checkpoints.checkpoint import content_digest, file_digest, load_weights, stored_weights, verify
+from pretrainer.train.checkpoints.copies import copy_file
 from pretrainer.train.spec import Origin, TrainState
 
 RECORD = "init/weights.json"

@@ -18,7 +18,7 @@ Tasks = dict[str, Any]
 
 
 class Evaluator(Protocol):
-    """What checkpoints are scored on while training goes on (pipelines/suite.py has it)."""
+    """What checkpoints are scored on while training goes on (pipelines/driver/suite.py has it)."""
 
     @property
     def beside(self) -> bool:

@@ -24,16 +24,16 @@ from pretrainer.model.balance import GroupCounts
 from pretrainer.model.loss import IGNORE, Loss, LossSettings, chunk_tokens, chunked_loss, whole_loss
 from pretrainer.model.ring import Ring
 from pretrainer.model.transformer import Transformer, logits
-from pretrainer.train.experts import (
+from pretrainer.train.optim.scaling import LossScale
+from pretrainer.train.sharding.experts import (
     auxiliary_loss,
     balance_experts,
     needs_slot_block_counts,
     routed_counts,
     take_expert_tokens,
 )
-from pretrainer.train.readback import StepResult
-from pretrainer.train.scaling import LossScale
-from pretrainer.train.spikes import Detector, plain_verdict
+from pretrainer.train.stability.spikes import Detector, plain_verdict
+from pretrainer.train.telemetry.readback import StepResult
 
 __all__ = [
     "IGNORE", "MicroBatch", "Observer", "StepResult", "accumulate_gradients", "accumulate_runs", "all_reduce_sum",

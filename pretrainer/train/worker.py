@@ -26,36 +26,36 @@ from pretrainer.model.ring import Ring
 from pretrainer.schema import Batch, from_ipc
 from pretrainer.storage import Store
 from pretrainer.train import batch as slots
-from pretrainer.train.audit import Audit
 from pretrainer.train.blocks import open_blocks
-from pretrainer.train.checkpoint import load_sharded
-from pretrainer.train.committed import folder_name, remove_uncommitted
-from pretrainer.train.communication import is_due, watched
-from pretrainer.train.evaluate import Evaluation, evaluate
+from pretrainer.train.checkpoints.checkpoint import load_sharded
+from pretrainer.train.checkpoints.committed import folder_name, remove_uncommitted
+from pretrainer.train.checkpoints.saving import Saving
+from pretrainer.train.checkpoints.upload import RayCommits
+from pretrainer.train.elasticity.preemption import PreemptedError, PreemptionWatch, seconds_left
 from pretrainer.train.exact import make_deterministic
 from pretrainer.train.feed import Feed
-from pretrainer.train.healing import Healer
 from pretrainer.train.initialise import initialise, refuse_another
-from pretrainer.train.kept_blocks import KeptBlocks
-from pretrainer.train.layout import Layout, Ranks
 from pretrainer.train.memory import keep_freed_memory
-from pretrainer.train.monitor import Monitor
 from pretrainer.train.objective import target_bytes
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
-from pretrainer.train.phases import Phases, process_age_s, pulse_period_s
-from pretrainer.train.preemption import PreemptedError, PreemptionWatch, seconds_left
-from pretrainer.train.reporter import Reporter
-from pretrainer.train.saving import Saving
-from pretrainer.train.scaling import LossScale, first_scale
-from pretrainer.train.schedule import learning_rate
-from pretrainer.train.scores import Scores
-from pretrainer.train.selection import is_over, judge, mean_loss
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.optim.scaling import LossScale, first_scale
+from pretrainer.train.optim.schedule import learning_rate
+from pretrainer.train.scoring.evaluate import Evaluation, evaluate
+from pretrainer.train.scoring.scores import Scores
+from pretrainer.train.scoring.selection import is_over, judge, mean_loss
+from pretrainer.train.sharding.layout import Layout, Ranks
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.spec import TrainState, WorkerSpec
-from pretrainer.train.spikes import Detector
+from pretrainer.train.stability.healing import Healer
+from pretrainer.train.stability.kept_blocks import KeptBlocks
+from pretrainer.train.stability.spikes import Detector
 from pretrainer.train.step import MicroBatch, StepResult, all_reduce_sum
 from pretrainer.train.stepper import Stepper, prepare
-from pretrainer.train.upload import RayCommits
+from pretrainer.train.telemetry.audit import Audit
+from pretrainer.train.telemetry.communication import is_due, watched
+from pretrainer.train.telemetry.monitor import Monitor
+from pretrainer.train.telemetry.phases import Phases, process_age_s, pulse_period_s
+from pretrainer.train.telemetry.reporter import Reporter
 
 log = logging.getLogger(__name__)
 

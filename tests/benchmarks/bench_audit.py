@@ -24,11 +24,11 @@ from pretrainer.data.curriculum import SegmentOrder
 from pretrainer.data.mixture import Mixture
 from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.schema import BOS, FIRST_TEXT_ID, Batch
-from pretrainer.train.audit import Audit
 from pretrainer.train.batch import micro_batches, to_tensor, valid_targets
-from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import train_step
+from pretrainer.train.telemetry.audit import Audit
 
 # name: (layers, hidden, heads, vocabulary, S, K, G)
 SIZES = {

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.presets import parameter_count
 from pretrainer.model.transformer import init_weights
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
-from pretrainer.train.saving import Saving
+from pretrainer.train.checkpoints.saving import Saving
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.spec import TrainState
 from pretrainer.train.step import MicroBatch, train_step
 from tests.train.commits import LocalCommits, make_saving

@@ -19,8 +19,8 @@ from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.presets import parameter_count
 from pretrainer.model.transformer import init_weights
 from pretrainer.train.exact import BlockSum, exact_train_step, make_deterministic
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.step import MicroBatch, train_step
 
 CPU = torch.device("cpu")

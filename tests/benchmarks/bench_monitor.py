@@ -19,10 +19,10 @@ from pretrainer.config import MonitorConfig, TrainConfig
 from pretrainer.model.transformer import init_weights
 from pretrainer.train.feed import Prepared
 from pretrainer.train.memory import keep_freed_memory
-from pretrainer.train.monitor import Monitor
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.step import MicroBatch, train_step
+from pretrainer.train.telemetry.monitor import Monitor
 from tests.benchmarks.bench_step import CPU, SHAPES, Shape, our_config
 
 BLOCKS, LOG_EVERY = 8, 10

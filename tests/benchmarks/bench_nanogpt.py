@@ -57,11 +57,11 @@ from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.schema import Batch, Specials, from_ipc
 from pretrainer.storage import Store
 from pretrainer.train.batch import valid_targets
-from pretrainer.train.checkpoint import load_full_state_dict
+from pretrainer.train.checkpoints.checkpoint import load_full_state_dict
 from pretrainer.train.memory import keep_freed_memory
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
-from pretrainer.train.schedule import learning_rate
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.optim.schedule import learning_rate
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.step import train_step
 from pretrainer.train.stepper import prepare
 

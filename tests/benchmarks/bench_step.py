@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.transformer import init_weights
 from pretrainer.train.memory import keep_freed_memory
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.step import MicroBatch, train_step
 
 CPU = torch.device("cpu")

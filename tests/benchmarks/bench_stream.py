@@ -31,7 +31,7 @@ import torch
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.train.memory import keep_freed_memory
-from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.step import MicroBatch, train_step
 
 REPOSITORY = Path(__file__).parents[2]

@@ -43,8 +43,8 @@ from pretrainer.model.flops import GIB, flops_per_token, model_flops_utilization
 from pretrainer.model.init import init_constant  # noqa: E402
 from pretrainer.model.memory_plan import USABLE, MemoryPlan, StepSetup, sharded_plan  # noqa: E402
 from pretrainer.model.presets import parameter_count, resolve  # noqa: E402
-from pretrainer.train.optimizer import build_optimizer  # noqa: E402
-from pretrainer.train.parallel import build_model  # noqa: E402
+from pretrainer.train.optim.optimizer import build_optimizer  # noqa: E402
+from pretrainer.train.sharding.parallel import build_model  # noqa: E402
 from pretrainer.train.step import MicroBatch, train_step  # noqa: E402
 
 DOCUMENT = 500  # tokens, in rows of packed documents

@@ -18,7 +18,7 @@ import pytest
 import ray
 import yaml
 
-from pipelines.session import STOP_PATIENCE_S
+from pipelines.driver.session import STOP_PATIENCE_S
 from pretrainer.config_load import load_config
 from tests.cluster.kuberay_schema import SCHEMAS
 from tests.cluster.manifests import CLUSTER, cluster_specs, env_of, every, kuberay, load, pods

@@ -18,7 +18,7 @@ from botocore.validate import ParamValidator
 from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private.util import validate_config
 
-from pipelines.session import STOP_PATIENCE_S
+from pipelines.driver.session import STOP_PATIENCE_S
 from pretrainer.config_load import load_config
 from tests.cluster.manifests import CLUSTER, RAY_UP, every, kuberay, pods, ray_up
 

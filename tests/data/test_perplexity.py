@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import train_perplexity
-from pipelines.cli import run_main
+from pipelines.driver.cli import run_main
 from pretrainer.config.curation import PerplexityConfig
 from pretrainer.data.filters.stage import Verdict, run_stages
 from pretrainer.data.quality import corpus, model_file, train_ngrams

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from pipelines import train_quality
-from pipelines.cli import run_main
+from pipelines.driver.cli import run_main
 from pretrainer.config.curation import QualityConfig
 from pretrainer.data.filters.stage import Verdict, run_stages
 from pretrainer.data.quality import corpus, evaluation, model_file, train_classifier

@@ -248,7 +248,7 @@ def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(driver: D
 from ray.train import ScalingConfig
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from pretrainer.train.elastic import FixedSize, UsefulSizes
+from pretrainer.train.elasticity.elastic import FixedSize, UsefulSizes
 coordinator = get_or_create_autoscaling_coordinator()
 def reserved(*policies):
     for policy in policies:

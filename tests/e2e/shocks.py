@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrainer.train.schedule import Moment, linear
+from pretrainer.train.optim.schedule import Moment, linear
 
 SHOCK_STEP = 50
 

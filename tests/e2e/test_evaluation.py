@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pretrainer.storage import Store
-from pretrainer.train.selection import read_points
+from pretrainer.train.scoring.selection import read_points
 from tests.e2e.head import Head, Result, pipeline, tiny_config, two_sources
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pretrainer.storage import Store
-from pretrainer.train.healing import read_heals
+from pretrainer.train.stability.healing import read_heals
 from tests.e2e.head import Head, Result, pipeline, tiny_config
 from tests.e2e.shocks import SHOCK_STEP
 from tests.faults.chaos import Run

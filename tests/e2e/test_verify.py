@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipelines import trace, verify
-from pipelines.gather import gather
+from pipelines.driver.gather import gather
 from pretrainer.data.plan import load_manifest
 from pretrainer.errors import UserError
 from pretrainer.report.facts import Facts

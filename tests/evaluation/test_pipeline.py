@@ -24,10 +24,10 @@ from pretrainer.model.hf import to_hf
 from pretrainer.model.transformer import Transformer
 from pretrainer.schema import DOCUMENTS, to_ipc
 from pretrainer.storage import Store
-from pretrainer.train.checkpoint import save_sharded
-from pretrainer.train.committed import SNAPSHOT, folder_name
-from pretrainer.train.copies import BEST, MILESTONES, Place
-from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.checkpoints.checkpoint import save_sharded
+from pretrainer.train.checkpoints.committed import SNAPSHOT, folder_name
+from pretrainer.train.checkpoints.copies import BEST, MILESTONES, Place
+from pretrainer.train.optim.optimizer import build_optimizer
 from tests.evaluation.cases import CONFIG, MAX_TOKENS, TASKS, model, tokenizer
 from tests.model.fill import fill
 

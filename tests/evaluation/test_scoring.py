@@ -30,8 +30,8 @@ from pretrainer.evaluation.lanes import Lanes, batches_of
 from pretrainer.evaluation.scoring import Score, answer, score
 from pretrainer.evaluation.tasks import read_task
 from pretrainer.model.transformer import Transformer
-from pretrainer.train.layout import Layout, Ranks
-from pretrainer.train.parallel import build_model
+from pretrainer.train.sharding.layout import Layout, Ranks
+from pretrainer.train.sharding.parallel import build_model
 from tests.evaluation.cases import CONFIG, MAX_TOKENS, TASKS, model, tokenizer
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrainer.storage import Store
-from pretrainer.train.committed import committed_checkpoints, folder_name
+from pretrainer.train.checkpoints.committed import committed_checkpoints, folder_name
 from tests import faulty_s3
 from tests.e2e.head import Head, pipeline, tiny_config, two_sources
 from tests.faults.chaos import Run

@@ -15,8 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.activations import Pass, activation_bytes, backward_bytes, kept_bytes
 from pretrainer.model.transformer import Transformer, init_weights
-from pretrainer.train.parallel import Replica
-from pretrainer.train.recompute import prepare_blocks
+from pretrainer.train.sharding.parallel import Replica
+from pretrainer.train.sharding.recompute import prepare_blocks
 from tests.live_memory import LiveMemory
 from tests.model.architectures import ARCHITECTURES, tiny
 

@@ -18,8 +18,8 @@ from pretrainer.config import ModelConfig, MoeConfig, TrainConfig
 from pretrainer.errors import ConfigError
 from pretrainer.model.float8 import Float8Linear, check_float8, use_float8
 from pretrainer.model.transformer import Transformer
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.step import train_step
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks
@@ -170,7 +170,7 @@ def test_a_gpu_without_float8_is_refused_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
-    monkeypatch.setattr("pretrainer.train.parallel.build_sharded", lambda *_args: pytest.fail("it was built"))
+    monkeypatch.setattr("pretrainer.train.sharding.parallel.build_sharded", lambda *_args: pytest.fail("it was built"))
     wanted = rf"capability 8\.9.*{name} has {capability[0]}\.{capability[1]}: set train\.float8=false"
     with pytest.raises(ConfigError, match=wanted):
         build_model(MODEL, VOCAB, FLOAT8, torch.device("cuda"))

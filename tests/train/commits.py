@@ -15,10 +15,10 @@ from typing import Any
 
 from pretrainer.config import StabilityConfig
 from pretrainer.storage import Store
-from pretrainer.train.audit import Audit
-from pretrainer.train.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoints
-from pretrainer.train.phases import Phases
-from pretrainer.train.saving import Saved, Saving
+from pretrainer.train.checkpoints.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoints
+from pretrainer.train.checkpoints.saving import Saved, Saving
+from pretrainer.train.telemetry.audit import Audit
+from pretrainer.train.telemetry.phases import Phases
 from tests.train.specs import worker_spec
 
 POLL_S = 0.01

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 # Ranks are forked from a server that has imported torch once; each spawned one pays 2 s of CPU for that.
-mp.set_forkserver_preload(["pretrainer.train.checkpoint", "pretrainer.train.parallel", "tests.train.samples"])
+PRELOADED = ["pretrainer.train.checkpoints.checkpoint", "pretrainer.train.sharding.parallel", "tests.train.samples"]
+mp.set_forkserver_preload(PRELOADED)
 
 
 def _main(rank: int, world: int, folder: str, function: Callable[..., Any], args: tuple) -> None:

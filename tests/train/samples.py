@@ -11,11 +11,11 @@ from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.ring import Ring
 from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, PAD, Batch
 from pretrainer.train.batch import max_blocks, micro_batches, owned_blocks, to_tensor, valid_targets
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
-from pretrainer.train.readback import StepResult
-from pretrainer.train.spikes import REASONS, Verdict
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.sharding.parallel import build_model
+from pretrainer.train.stability.spikes import REASONS, Verdict
 from pretrainer.train.step import train_step
+from pretrainer.train.telemetry.readback import StepResult
 from tests.model.fill import fill
 
 CPU = torch.device("cpu")

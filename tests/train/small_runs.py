@@ -12,12 +12,12 @@ from torch import Tensor
 from pretrainer.config import Config, DataConfig, ModelConfig, SourceConfig, TrainConfig
 from pretrainer.schema import BOS, FIRST_TEXT_ID, Batch
 from pretrainer.storage import Store
-from pretrainer.train.checkpoint import save_sharded
-from pretrainer.train.evaluate import evaluate
+from pretrainer.train.checkpoints.checkpoint import save_sharded
 from pretrainer.train.initialise import initialise
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
-from pretrainer.train.schedule import learning_rate
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.optim.schedule import learning_rate
+from pretrainer.train.scoring.evaluate import evaluate
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.spec import Origin
 from pretrainer.train.stepper import Stepper, prepare
 

@@ -16,12 +16,12 @@ import torch
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.generate import release_gathered
 from pretrainer.model.transformer import Transformer
-from pretrainer.train import parallel
 from pretrainer.train.batch import micro_batches, to_tensor, valid_targets
-from pretrainer.train.checkpoint import load_sharded, save_sharded
+from pretrainer.train.checkpoints.checkpoint import load_sharded, save_sharded
 from pretrainer.train.exact import BlockSum, exact_train_step, weights_digest
-from pretrainer.train.experts import expert_load
-from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.sharding import parallel
+from pretrainer.train.sharding.experts import expert_load
 from pretrainer.train.step import IGNORE, MicroBatch, StepResult, accumulate_gradients, train_step
 from tests.model.architectures import ARCHITECTURES, experts
 from tests.model.fill import fill

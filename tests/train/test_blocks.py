@@ -17,8 +17,8 @@ from pretrainer.errors import StreamError
 from pretrainer.schema import SLOT_BLOCK, Batch
 from pretrainer.train.batch import owned_blocks
 from pretrainer.train.blocks import BlockSource, open_blocks
-from pretrainer.train.layout import Layout
-from pretrainer.train.phases import Phases
+from pretrainer.train.sharding.layout import Layout
+from pretrainer.train.telemetry.phases import Phases
 from tests.train.specs import BLOCKS_PER_STEP, PATTERN, block, worker_spec
 
 

@@ -14,9 +14,9 @@ import torch
 
 from pretrainer.model.loss import chunk_tokens
 from pretrainer.model.transformer import Transformer
-from pretrainer.train.evaluate import evaluate
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import Replica, build_model, loss_settings
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.scoring.evaluate import evaluate
+from pretrainer.train.sharding.parallel import Replica, build_model, loss_settings
 from pretrainer.train.step import accumulate_gradients
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks

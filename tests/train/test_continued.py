@@ -17,9 +17,9 @@ from pretrainer.data.mixture import make_mixture
 from pretrainer.model.hf import to_hf
 from pretrainer.storage import Store
 from pretrainer.train.initialise import initialise
-from pretrainer.train.parallel import build_model
-from pretrainer.train.replay import alone
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.spec import Origin
+from pretrainer.train.stability.replay import alone
 from tests.train.small_runs import CPU, VOCAB, answer_loss, chain, config_of, held_out, recall, train
 
 SHORT, LONG = 32, 128

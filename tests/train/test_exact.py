@@ -24,11 +24,11 @@ from pretrainer.model.flops import check_exact_memory, exact_memory_estimate_byt
 from pretrainer.model.loss import Loss
 from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.train.batch import owned_blocks, valid_targets
-from pretrainer.train.checkpoint import load_sharded, save_sharded
-from pretrainer.train.evaluate import evaluate
+from pretrainer.train.checkpoints.checkpoint import load_sharded, save_sharded
 from pretrainer.train.exact import BlockSum, agreed_digest, exact_train_step, make_deterministic, weights_digest
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import Replica, build_model, build_sharded
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.scoring.evaluate import evaluate
+from pretrainer.train.sharding.parallel import Replica, build_model, build_sharded
 from pretrainer.train.step import MicroBatch, accumulate_gradients, all_reduce_sum, train_step
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks

@@ -17,7 +17,7 @@ from torch import Tensor
 from pretrainer.schema import Batch
 from pretrainer.train import batch as slots
 from pretrainer.train.feed import Feed, Prepared
-from pretrainer.train.phases import Phases
+from pretrainer.train.telemetry.phases import Phases
 from tests.train.samples import CPU, pieces, slot_block
 
 GPU = torch.device("cuda")
@@ -136,7 +136,7 @@ def test_a_wait_that_began_when_the_device_was_done_is_not_hidden(cuda: Played) 
 
 def test_hidden_seconds_go_from_the_waits_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 0.0, 3.0, 4.0, 4.0])
-    monkeypatch.setattr("pretrainer.train.phases.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("pretrainer.train.telemetry.phases.time.perf_counter", lambda: next(times))
     phases = Phases(0, 1, 7, "node", lambda _said: None, 1.0)
     for phase in ("data", "agree", "step"):
         phases.enter(phase, 1)

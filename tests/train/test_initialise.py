@@ -24,12 +24,12 @@ from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.model.vocabulary import grown
 from pretrainer.storage import Store
 from pretrainer.train import initialise as module
-from pretrainer.train.checkpoint import save_sharded
-from pretrainer.train.evaluate import evaluate
+from pretrainer.train.checkpoints.checkpoint import save_sharded
 from pretrainer.train.initialise import RECORD, initialise, recorded_digest, refuse_another
-from pretrainer.train.layout import Layout, Ranks
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.parallel import build_model
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.scoring.evaluate import evaluate
+from pretrainer.train.sharding.layout import Layout, Ranks
+from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.spec import Origin, TrainState
 from tests import s3
 from tests.model.architectures import experts, tiny

@@ -31,10 +31,10 @@ from pretrainer.model.memory_plan import (
 from pretrainer.model.presets import parameter_count, resolve
 from pretrainer.model.ring import Ring
 from pretrainer.model.transformer import init_weights
-from pretrainer.train import parallel
 from pretrainer.train.exact import BlockSum, exact_train_step
-from pretrainer.train.layout import Layout, Ranks
-from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.sharding import parallel
+from pretrainer.train.sharding.layout import Layout, Ranks
 from pretrainer.train.step import MicroBatch, train_step
 from tests.live_memory import LiveMemory
 from tests.model.architectures import ARCHITECTURES, tiny

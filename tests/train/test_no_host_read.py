@@ -20,15 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pretrainer.config import ModelConfig, StabilityConfig, TrainConfig
 from pretrainer.model import moe
 from pretrainer.model.transformer import Transformer
-from pretrainer.train import audit as audits
-from pretrainer.train.audit import Audit
 from pretrainer.train.batch import to_tensor
 from pretrainer.train.exact import BlockSum, exact_train_step
-from pretrainer.train.optimizer import build_optimizer
-from pretrainer.train.readback import HostCopy, StepResult
-from pretrainer.train.scaling import LossScale
-from pretrainer.train.spikes import Detector, Verdict
+from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.optim.scaling import LossScale
+from pretrainer.train.stability.spikes import Detector, Verdict
 from pretrainer.train.step import MicroBatch, train_step
+from pretrainer.train.telemetry import audit as audits
+from pretrainer.train.telemetry.audit import Audit
+from pretrainer.train.telemetry.readback import HostCopy, StepResult
 from tests.model.fill import fill
 from tests.train.samples import MODEL, SEQ_LEN, TRAIN, VOCAB, pieces, result_of
 from tests.train.specs import block, worker_spec

@@ -19,7 +19,7 @@ from pretrainer.model.transformer import Transformer, init_weights
 from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, MASK, PAD, Batch, MaskVocabulary
 from pretrainer.train.batch import block_digest, max_blocks, micro_batches, owned_blocks, to_tensor
 from pretrainer.train.objective import OBJECTIVES, How, Lesson, how_of, lesson, target_bytes, uniforms, word_starts
-from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.step import IGNORE, MicroBatch, all_reduce_sum, train_step
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks

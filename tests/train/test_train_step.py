@@ -10,9 +10,9 @@ import torch
 from pretrainer.config import ModelConfig, TrainConfig
 from pretrainer.model.generate import generate, generate_in_lockstep
 from pretrainer.model.transformer import Transformer, init_weights
-from pretrainer.train.evaluate import bits_per_byte, evaluate
-from pretrainer.train.optimizer import build_optimizer, decays
-from pretrainer.train.parallel import precision_for
+from pretrainer.train.optim.optimizer import build_optimizer, decays
+from pretrainer.train.scoring.evaluate import bits_per_byte, evaluate
+from pretrainer.train.sharding.parallel import precision_for
 from pretrainer.train.step import IGNORE, MicroBatch, dropout_seed, nll_sum, train_step
 from tests.model.fill import fill
 from tests.model.reference import reference_nll_sum

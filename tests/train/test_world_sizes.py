@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pretrainer.model.transformer import Transformer, init_weights
-from pretrainer.train.checkpoint import load_sharded, save_sharded
-from pretrainer.train.optimizer import build_optimizer
+from pretrainer.train.checkpoints.checkpoint import load_sharded, save_sharded
+from pretrainer.train.optim.optimizer import build_optimizer
 from tests.train.ranks import run_ranks
 from tests.train.samples import BLOCKS_PER_STEP, MODEL, TRAIN, VOCAB, build, full_weights, run_steps
 

@@ -9,7 +9,7 @@ import pytest
 
 from pretrainer.config import SweepConfig
 from pretrainer.errors import ConfigError
-from pretrainer.train.schedule import learning_rate
+from pretrainer.train.optim.schedule import learning_rate
 from pretrainer.tuning.optuna_search import Known
 from pretrainer.tuning.space import (
     BATCH,

@@ -1,0 +1,1 @@
+"""Worker groups of changing size on Ray Train, preemption among it."""

@@ -1,0 +1,155 @@
+"""Ray Train around the loop: the trainer, how its workers are fed, and which checkpoint counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import ray
+import ray.data
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2.api.exceptions import PreemptionError
+
+from pretrainer.config import Config
+from pretrainer.storage import Store
+from pretrainer.train.checkpoints.committed import CHECKPOINTS, asked_step, committed_checkpoint
+from pretrainer.train.elasticity.elastic import FixedSize, OneReservation, PolicyTorchTrainer, UsefulSizes
+from pretrainer.train.elasticity.resize import sizes_of
+from pretrainer.train.spec import WorkerSpec
+from pretrainer.train.worker import train_loop
+
+
+class OrderedDataConfig(ray.train.DataConfig):
+    """Ray's own `configure` hard-codes `equal=True`, which tears the last blocks into rows and drops some.
+
+    The ranks of a team (layout.py) have one split together, from which its first rank reads.
+    """
+
+    def __init__(self, team: int = 1) -> None:
+        super().__init__()
+        self.team = team
+
+    def configure(
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **kwargs: Any,
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        # No locality hints: with them a block goes to the rank that is near it instead of the rank whose turn it is.
+        streams = world_size // self.team
+        splits = {name: ds.streaming_split(streams, equal=False) for name, ds in datasets.items()}
+        return [{name: split[rank // self.team] for name, split in splits.items()} for rank in range(world_size)]
+
+
+class FailureReport(ControllerCallback):
+    """Tells the recorder why a worker group ended: the driver counts failures, and shows the last one.
+
+    The controller's states are looked at, because workers that die while their group starts raise in no worker. A
+    failure is nobody's fault if its error says so: a preemption, Ray's own `preempted`, or a `restart_reason` of an
+    error of ours; waiting for resources is none.
+    """
+
+    def __init__(self, recorder: Any) -> None:
+        self.recorder = recorder
+
+    def after_controller_start(self, *_context: Any) -> None:
+        """The driver gets a handle of this actor: it ends the trainer of a run that is over for it."""
+        self.recorder.keep_controller.remote(ray.get_runtime_context().current_actor)
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        event = failure_event(getattr(current_state, "training_failed_error", None))
+        if event is not None:
+            self.recorder.record.remote(event)
+
+
+def failure_event(error: Any) -> dict[str, Any] | None:
+    """The recorder's event for a ray.train.TrainingFailedError; None where nothing failed."""
+    cause = getattr(error, "controller_failure", error)
+    if error is None or isinstance(cause, WorkerGroupStartupTimeoutError):
+        return None
+    failures = getattr(error, "worker_failures", None) or {-1: cause}
+    errors = {rank: getattr(e, "_base_exc", e) for rank, e in sorted(failures.items())}
+    reasons = {restart_reason(e) for e in errors.values()}
+    told = [f"rank {rank}: {summary_line(e)}" if rank >= 0 else summary_line(e) for rank, e in list(errors.items())[:3]]
+    message = "; ".join(dict.fromkeys(told))
+    ranks = [rank for rank in errors if rank >= 0]
+    return {"kind": "failure", "message": message, "reason": next(filter(None, reasons), None), "ranks": ranks}
+
+
+def restart_reason(error: BaseException) -> str | None:
+    if isinstance(error, PreemptionError) or getattr(error, "preempted", False):
+        return "preempted"
+    return getattr(error, "restart_reason", None)
+
+
+def summary_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def make_trainer(
+    config: Config,
+    spec: WorkerSpec,
+    run: Store,
+    build: Callable[[int], ray.data.Dataset],
+    use_gpu: bool,
+    data_cpus: float,
+    evaluation: ray.train.ValidationConfig | None = None,
+) -> TorchTrainer:
+    """The elastic trainer. `build(first global slot block)` makes the stream, at every start of a worker group.
+
+    data_cpus: what the stream needs beside the trainers. evaluation: what is called with checkpoints, beside them.
+    """
+    path, filesystem = run.train_storage()
+    lo, hi = config.train.worker_range
+    gpus = {"GPU": config.train.gpus_per_worker} if use_gpu else {}
+
+    def committed_step() -> int:
+        committed = committed_checkpoint(run)
+        return committed[1] if committed else 0
+
+    def stream() -> ray.data.Dataset:
+        return build(committed_step() * config.slot_blocks_per_step)
+
+    scaling = ray.train.ScalingConfig(
+        num_workers=cast(Any, hi if lo == hi else (lo, hi)),
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": config.train.cpus_per_worker, **gpus},
+    )
+    policy: OneReservation = FixedSize(scaling, run.uri)
+    if lo != hi:
+        policy = UsefulSizes(
+            scaling,
+            run.uri,
+            sizes_of(config),
+            config.train.resize_stable_s,
+            data_cpus,
+            spec.recorder,
+            lambda: asked_step(run),
+        )
+
+    return PolicyTorchTrainer(
+        train_loop,
+        scaling_policy=policy,
+        train_loop_config=spec,
+        datasets={"train": stream},
+        dataset_config=OrderedDataConfig(config.train.workers_per_stream),
+        # Hosts agree among themselves over gloo, without waiting for their GPUs.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+        scaling_config=scaling,
+        validation_config=evaluation,
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            # Ray counts failures over the whole run: the driver counts those that got nowhere (train.max_failures).
+            failure_config=ray.train.FailureConfig(max_failures=-1),
+            callbacks=[cast(Any, FailureReport(spec.recorder))],
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+        ),
+    )

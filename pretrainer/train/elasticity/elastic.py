@@ -1,0 +1,121 @@
+"""Sizes of worker groups: Ray's own policies with our sizes, growth behind a checkpoint (see `resize`), and one
+reservation per run.
+
+`_initialize_and_run_controller` and the scaling policies are internals of Ray 2.60; what is used of them is pinned by
+tests/train/elasticity/test_elastic.py. The policy lives in Ray's controller actor and asks the recorder for the
+checkpoint it waits for.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+
+from pretrainer.train.elasticity.resize import GrowthGate, best_size
+
+TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
+
+
+class OneReservation:
+    """A run's start takes over the CPUs that Ray's coordinator reserves for the run's last start.
+
+    Ray names a reservation after the trainer's random id and keeps that of a killed driver for 180 s. Beside the new
+    one it leaves the data stages nothing: the re-submitted run then waits 170 s for its first batch.
+    """
+
+    reservation: str
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        named = copy.copy(train_run_context)
+        object.__setattr__(named, "run_id", self.reservation)
+        super().after_controller_start(named)  # type: ignore[misc]  # of the policy that this is mixed into
+
+
+class FixedSize(OneReservation, FixedScalingPolicy):
+    """Always as many workers as the config says."""
+
+    def __init__(self, scaling_config: Any, reservation: str) -> None:
+        super().__init__(scaling_config)
+        self.reservation = reservation
+
+
+class UsefulSizes(OneReservation, ElasticScalingPolicy):
+    """Starts at the largest useful size that fits and grows right after a checkpoint; see `resize`."""
+
+    def __init__(
+        self,
+        scaling_config: Any,
+        reservation: str,
+        sizes: list[int],
+        stable_s: float,
+        data_cpus: float,
+        recorder: Any,
+        asked_step: Callable[[], int],
+    ) -> None:
+        super().__init__(scaling_config)
+        self.reservation = reservation
+        self.sizes = sizes
+        self.gate = GrowthGate(stable_s)
+        self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""
+        if self.scaling_config.use_gpu:
+            return self.sizes[-1]
+        return best_size(self.sizes, self._beside_data()) or self.sizes[0]
+
+    def _beside_data(self) -> int:
+        """Workers whose CPUs the cluster has beside those of the data stages."""
+        each = self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0)
+        left = ray.cluster_resources().get("CPU", 0.0) - self.data_cpus
+        return int(left / each + TOLERANCE) if each else self.sizes[-1]
+
+    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+        """Whole workers of a useful size on nodes that are not about to go away; 0 if not even the smallest fits."""
+        leaving = ray._private.state.state.get_draining_nodes() or {}
+        staying = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving}
+        need = {name: n for name, n in self.scaling_config._resources_per_worker_not_none.items() if n > 0}
+        found = sum(
+            min(int(has.get(name, 0.0) / amount + TOLERANCE) for name, amount in need.items())
+            for node, has in reserved_resources.items()
+            if node in staying
+        )
+        return best_size(self.sizes, min(found, self._beside_data())) or 0
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        self.gate.restarted(time.monotonic())
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        self._maybe_send_resource_request()
+        reserved = self._get_reserved_resources()
+        if reserved is None:
+            return NoopDecision()
+        possible, size = self._count_possible_workers(reserved), worker_group_state.num_workers
+        asked_step = self.asked_step() if possible > size else -1
+        room = size if self.scaling_config.use_gpu else self._beside_data()
+        verdict = self.gate.look(time.monotonic(), size, possible or None, room, asked_step)
+        if verdict == "checkpoint":
+            self.recorder.request_checkpoint.remote()
+        return self._get_resize_decision(possible) if verdict in ("grow", "shrink") else NoopDecision()
+
+
+class PolicyTorchTrainer(TorchTrainer):
+    """A TorchTrainer whose worker group is sized by the given policy."""
+
+    def __init__(self, *args: Any, scaling_policy: OneReservation, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scaling_policy = scaling_policy
+
+    def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
+        changed = {**controller_init_kwargs, "scaling_policy": self.scaling_policy}
+        return super()._initialize_and_run_controller(**changed)  # type: ignore[misc]  # the stub is of Train V1

@@ -1,0 +1,1 @@
+"""What a run says of itself: audit, metrics, phases, goodput, the watchdog."""

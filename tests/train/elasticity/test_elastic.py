@@ -1,0 +1,178 @@
+"""How many workers a cluster gives, with Ray's own policy underneath; and what is used of Ray's internals.
+
+The cluster is described by the two answers that the policy reads (`ray.nodes` and the coordinator's reservation); that
+real raylets give these answers is seen in tests/faults/test_elastic.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from pretrainer.train.elasticity.elastic import PolicyTorchTrainer, UsefulSizes
+from pretrainer.train.elasticity.resize import useful_sizes
+
+STABLE_S = 10.0
+
+
+class Cluster:
+    """Nodes with CPUs (and GPUs); what the policy can see of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nodes: dict[str, dict[str, float]] = {}
+        self.leaving: dict[str, int] = {}
+        self.dead: set[str] = set()
+        self.now_s = 0.0
+        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": n, "Alive": n not in self.dead} for n in self.nodes])
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(n["CPU"] for n in self.nodes.values())})
+        monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
+        monkeypatch.setattr("pretrainer.train.elasticity.elastic.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr(UsefulSizes, "_get_reserved_resources", lambda _self: dict(self.nodes))
+        monkeypatch.setattr(UsefulSizes, "_maybe_send_resource_request", lambda _self: None)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+class Driver:
+    """The recorder that is asked for a checkpoint, and the step that is committed."""
+
+    def __init__(self) -> None:
+        self.asked, self.step = 0, 20
+        self.request_checkpoint = SimpleNamespace(remote=self.ask)
+
+    def ask(self) -> None:
+        self.asked += 1
+
+
+def policy(
+    largest: int, blocks: int = 8, use_gpu: bool = False, cpus: float = 1.0, data_cpus: float = 0.0, smallest: int = 1
+) -> tuple[UsefulSizes, Driver]:
+    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    scaling = ScalingConfig(num_workers=(smallest, largest), use_gpu=use_gpu, resources_per_worker=resources)  # type: ignore[arg-type]
+    driver = Driver()
+    sizes = useful_sizes(blocks, smallest, largest)
+    return UsefulSizes(scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step), driver
+
+
+def size(decision: Any) -> int | None:
+    return decision.num_workers if isinstance(decision, ResizeDecision) else None
+
+
+def running(policy: UsefulSizes, workers: int) -> Any:
+    return policy.make_decision_for_running_worker_group(SimpleNamespace(num_workers=workers), None)
+
+
+@pytest.mark.parametrize(("cpus", "size_"), [(1, 1), (3, 3), (7, 4), (8, 8), (99, 8)])
+def test_a_group_starts_at_the_largest_useful_size(cluster: Cluster, cpus: int, size_: int) -> None:
+    cluster.nodes = {"a": {"CPU": cpus}}
+    assert size(policy(8)[0].make_decision_for_non_running_worker_group()) == size_
+
+
+def test_workers_are_whole_on_each_node(cluster: Cluster) -> None:
+    cluster.nodes = {name: {"CPU": 1.5} for name in "abc"}
+    assert size(policy(8)[0].make_decision_for_non_running_worker_group()) == 3
+
+
+def test_tenths_of_a_cpu_are_counted_exactly(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 0.3}, "b": {"CPU": 1.0}}  # in floats 0.3 / 0.1 is less than 3
+    assert size(policy(13, blocks=13, cpus=0.1)[0].make_decision_for_non_running_worker_group()) == 13
+
+
+def test_nodes_that_leave_or_are_dead_hold_no_workers(cluster: Cluster) -> None:
+    cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
+    cluster.leaving, cluster.dead = {"b": 123}, {"d"}
+    assert size(policy(8)[0].make_decision_for_non_running_worker_group()) == 2
+
+
+def test_too_small_a_cluster_waits(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 2}}
+    assert isinstance(policy(8, smallest=3)[0].make_decision_for_non_running_worker_group(), NoopDecision)
+
+
+def test_cpus_of_the_data_stages_are_left_to_them(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 4}}
+    few = policy(8, data_cpus=1.5)[0]
+    assert size(few.make_decision_for_non_running_worker_group()) == 2
+    assert few._get_num_workers_for_resource_request() == 2
+
+
+def test_gpus_are_asked_for_up_to_the_largest_useful_size(cluster: Cluster) -> None:
+    """The autoscaler adds nodes for what is asked, so a cluster of CPUs must not limit it."""
+    cluster.nodes = {"a": {"CPU": 1}}
+    assert policy(7, use_gpu=True)[0]._get_num_workers_for_resource_request() == 4
+
+
+def test_growth_asks_for_a_checkpoint_and_follows_it(cluster: Cluster) -> None:
+    cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
+    elastic, driver = policy(8)
+    seen: list[tuple[int | None, int]] = []
+    for cluster.now_s, driver.step in ((0, 20), (9, 30), (10, 40), (11, 40), (12, 47)):
+        seen.append((size(running(elastic, 2)), driver.asked))
+    assert seen == [(None, 0), (None, 0), (None, 1), (None, 1), (4, 1)]
+
+
+def test_a_running_group_stays_while_the_coordinator_is_silent(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UsefulSizes, "_get_reserved_resources", lambda _self: None)
+    assert isinstance(running(policy(8)[0], 2), NoopDecision)
+
+
+def test_a_group_whose_data_starves_shrinks(cluster: Cluster) -> None:
+    """A node died, and Ray's stale view had let the trainers take the CPUs of their own data."""
+    cluster.nodes = {"a": {"CPU": 3}}
+    elastic, _driver = policy(8, data_cpus=1.0)
+    assert size(running(elastic, 3)) == 2
+
+
+def test_a_growth_that_did_not_last_makes_the_next_one_wait_longer(cluster: Cluster) -> None:
+    cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
+    elastic, driver = policy(8)
+    for cluster.now_s, driver.step in ((0, 20), (10, 20), (11, 21)):
+        running(elastic, 2)
+    elastic.make_decision_for_non_running_worker_group()
+    assert elastic.gate.wait_s == 2 * STABLE_S
+
+
+# ------------------------------------------------------------------------------------------- what is used of Ray 2.60
+
+
+def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
+    ours = {name for name, value in vars(UsefulSizes).items() if inspect.isfunction(value)} - {"__init__"}
+    overridden = ours - {"_beside_data"}
+    assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
+        n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
+    }
+    for name in ("_maybe_send_resource_request", "_get_reserved_resources", "_get_resize_decision"):
+        assert callable(getattr(ElasticScalingPolicy, name))
+    assert ScalingConfig(num_workers=2)._resources_per_worker_not_none == {"CPU": 1}
+
+
+def test_ray_makes_the_policy_where_ours_is_put_in_its_place(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = inspect.getsource(DataParallelTrainer.fit)
+    assert "_initialize_and_run_controller(" in source and "scaling_policy=" in source
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _self, **kwargs: given.update(kwargs))
+    elastic, _driver = policy(4)
+    trainer = object.__new__(PolicyTorchTrainer)
+    trainer.scaling_policy = elastic
+    trainer._initialize_and_run_controller(scaling_policy="ray's", train_fn=print)
+    assert given == {"scaling_policy": elastic, "train_fn": print}
+
+
+def test_draining_nodes_are_told_by_id() -> None:
+    assert "get_draining_nodes" in dir(ray._private.state.GlobalState)
