@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from pretrainer.config_load import parse_config
 from tests.e2e.head import Head, Result, pipeline, tiny_config, two_sources
 
+pytestmark = pytest.mark.slow  # minutes of real runs; make test-all has them
+
 ADDED = ["<|call|>", "self.assertEqual"]
 
 
@@ -109,7 +111,6 @@ def test_the_digest_of_the_loaded_weights_is_an_input(folder: Path, child: Resul
     assert json.loads(state.read_text())["extra"]["init_sha256"] == digest
 
 
-@pytest.mark.slow
 def test_a_child_goes_on_when_its_parent_is_gone_and_is_no_other_ones(
     head: Head, folder: Path, child: Result, sources: list[dict[str, Any]]
 ) -> None:
@@ -129,7 +130,6 @@ def test_a_child_goes_on_when_its_parent_is_gone_and_is_no_other_ones(
         shutil.move(moved, folder / "runs" / "parent")
 
 
-@pytest.mark.slow
 def test_from_an_exported_folder_with_added_tokens(
     head: Head, folder: Path, parent: Result, sources: list[dict[str, Any]]
 ) -> None:
@@ -163,7 +163,6 @@ def _pairs(rng: random.Random, count: int) -> list[tuple[int, int]]:
     return [(rng.randrange(1000), rng.randrange(1000)) for _ in range(count)]
 
 
-@pytest.mark.slow
 def test_forgetting_is_less_with_replay_than_without(head: Head, folder: Path, sources: list[dict[str, Any]]) -> None:
     """A model of code learns sums: through the whole pipeline, with half of the tokens replayed and with none."""
     code = [{**sources[0], "share": 1.0, "max_epochs": 16}]

@@ -17,6 +17,8 @@ import pytest
 
 from tests.e2e.head import REPOSITORY, Head, Result, corpus, pipeline, tiny_config
 
+pytestmark = pytest.mark.slow  # minutes of real runs; make test-all has them
+
 BATCHES, RATES = "train.global_batch_tokens, values: [500, 512]", "train.learning_rate, values: [1e-3, 1e-2]"
 SPACE = f"sweep.space=[{{field: {BATCHES}}}, {{field: {RATES}}}]"
 
@@ -124,7 +126,6 @@ def wait_for(found: Any, process: subprocess.Popen[bytes], timeout_s: float = 40
         time.sleep(0.2)
 
 
-@pytest.mark.slow
 def test_a_sweep_whose_driver_was_killed_goes_on_and_runs_no_finished_trial_twice(head: Head, tmp_path: Path) -> None:
     """Killed when one trial is over and another has a checkpoint behind it; compared with an undisturbed sweep."""
     space = "sweep.space=[{field: train.learning_rate, values: [3e-4, 1e-3, 3e-3, 1e-2]}]"
@@ -158,7 +159,6 @@ def test_a_sweep_whose_driver_was_killed_goes_on_and_runs_no_finished_trial_twic
         assert mine["trial"] == other["trial"] and mine["losses"] == pytest.approx(other["losses"], rel=1e-4)
 
 
-@pytest.mark.slow
 def test_a_trial_that_diverges_is_reported_and_the_others_go_on(head: Head, tmp_path: Path) -> None:
     space = "sweep.space=[{field: train.learning_rate, values: [1e30, 1e-2]}]"
     more = ["stability.on_nonfinite=stop", "train.clip_norm=1e30"]
