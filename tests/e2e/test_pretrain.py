@@ -139,6 +139,7 @@ def test_the_run_folder_has_the_events(reference: Result, config: Path) -> None:
     assert kinds["validation"] == 3 and kinds["sample"] == 1 and len(list((run / "events").iterdir())) < 20
 
 
+@pytest.mark.slow  # the comparison alone is tests/test_reproduce.py
 def test_the_card_s_digests_are_derived_again_from_the_inputs(
     head: Head, reference: Result, config: Path, tmp_path: Path
 ) -> None:

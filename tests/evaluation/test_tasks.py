@@ -282,8 +282,11 @@ def test_a_section_is_read_alone_and_nothing_else_can_be_set() -> None:
 
 def test_the_example_of_the_readme_is_possible() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = [part for part in readme.split("```")[1::2] if part.startswith("yaml\nevaluation:")]
-    tasks = parse_evaluation(block.removeprefix("yaml\n")).tasks
+    blocks = [part for part in readme.split("```")[1::2] if part.startswith("yaml\nevaluation:")]
+    block, while_training = (part.removeprefix("yaml\n") for part in blocks)
+    both = parse_evaluation(block + while_training.removeprefix("evaluation:\n"))
+    assert both.is_periodic and both.best_by == "arc/acc_norm" and both.due(5000, False) == "full"
+    tasks = both.tasks
     assert [task.kind for task in tasks] == ["hellaswag", "arc", "multiple_choice", "generate"]
     piqa = KINDS["multiple_choice"].read({"goal": "g", "sol1": "x", "sol2": "y", "label": 1}, tasks[2])
     assert piqa.pairs[1] == ("Question: g\nAnswer:", " y") and piqa.right == 1
