@@ -80,6 +80,7 @@ def parse_evaluation(text: str, overrides: Sequence[str] = (), where: str = "con
         raise ConfigError(f"argument {strange[0]!r} is not possible here: write evaluation.field=value")
     given = _parse_yaml(text, where)
     raw = json.loads(json.dumps(dataclasses.asdict(load_config(None, []))))
+    raw["train"] |= {"checkpoint_every_steps": 1, "validate_every_steps": 1}  # cadences are no business of this one's
     raw["evaluation"] = given.get("evaluation") if isinstance(given, dict) else None
     return _with_overrides(raw, overrides).evaluation
 
