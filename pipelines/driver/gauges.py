@@ -1,6 +1,6 @@
 """What the driver tells Prometheus: the run as a whole, over restarts of its workers, set from the events it gets.
 
-A gauge of a rank (pretrainer/train/telemetry/reporter.py) ends with its worker group; these stay while the driver
+A gauge of a rank (pretrainer/train/reporter.py) ends with its worker group; these stay while the driver
 lives, so an alert about them can tell a run that stands still from one that has no workers. Prometheus sees
 `ray_pretrainer_<name>`.
 """

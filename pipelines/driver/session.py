@@ -37,7 +37,7 @@ from pretrainer.schema import from_ipc
 from pretrainer.storage import Store
 from pretrainer.tracking import Tracker, default_uri
 from pretrainer.train.checkpoints.committed import committed_checkpoint, drop_damaged, rewind
-from pretrainer.train.elasticity.controller import make_trainer
+from pretrainer.train.controller import make_trainer
 from pretrainer.train.spec import WorkerSpec
 from pretrainer.train.stability.healing import pending_restart
 from pretrainer.train.telemetry.recorder import Recorder

@@ -16,8 +16,8 @@ from torch import Tensor
 from pretrainer.model.ring import Ring
 from pretrainer.schema import Batch
 from pretrainer.train.objective import Lesson
+from pretrainer.train.readback import HostCopy
 from pretrainer.train.step import IGNORE, MicroBatch, dropout_seed
-from pretrainer.train.telemetry.readback import HostCopy
 
 
 def owned_blocks(step: int, blocks_per_step: int, rank: int, world: int, dealt_from: int = 0) -> range:

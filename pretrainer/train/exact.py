@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrainer.errors import ReplicaError
-from pretrainer.train.stability.spikes import Detector
+from pretrainer.train.spikes import Detector
 from pretrainer.train.step import MicroBatch, Observer, StepResult, accumulate_gradients, apply_gradient
 
 SUM_BITS = 62  # a whole sum stays below 2**62, half of what int64 holds

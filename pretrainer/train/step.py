@@ -25,6 +25,7 @@ from pretrainer.model.loss import IGNORE, Loss, LossSettings, chunk_tokens, chun
 from pretrainer.model.ring import Ring
 from pretrainer.model.transformer import Transformer, logits
 from pretrainer.train.optim.scaling import LossScale
+from pretrainer.train.readback import StepResult
 from pretrainer.train.sharding.experts import (
     auxiliary_loss,
     balance_experts,
@@ -32,8 +33,7 @@ from pretrainer.train.sharding.experts import (
     routed_counts,
     take_expert_tokens,
 )
-from pretrainer.train.stability.spikes import Detector, plain_verdict
-from pretrainer.train.telemetry.readback import StepResult
+from pretrainer.train.spikes import Detector, plain_verdict
 
 __all__ = [
     "IGNORE", "MicroBatch", "Observer", "StepResult", "accumulate_gradients", "accumulate_runs", "all_reduce_sum",

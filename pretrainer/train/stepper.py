@@ -16,7 +16,7 @@ from pretrainer.train.exact import BlockSum, exact_train_step
 from pretrainer.train.feed import Prepared
 from pretrainer.train.objective import how_of, lesson
 from pretrainer.train.optim.scaling import LossScale
-from pretrainer.train.stability.spikes import Detector
+from pretrainer.train.spikes import Detector
 from pretrainer.train.step import IGNORE, Observer, StepResult, nll_sum, sum_over_ranks, token_group, train_step
 
 

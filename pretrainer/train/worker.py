@@ -40,22 +40,22 @@ from pretrainer.train.objective import target_bytes
 from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.optim.scaling import LossScale, first_scale
 from pretrainer.train.optim.schedule import learning_rate
+from pretrainer.train.reporter import Reporter
+from pretrainer.train.scores import Scores
 from pretrainer.train.scoring.evaluate import Evaluation, evaluate
-from pretrainer.train.scoring.scores import Scores
 from pretrainer.train.scoring.selection import is_over, judge, mean_loss
 from pretrainer.train.sharding.layout import Layout, Ranks
 from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.spec import TrainState, WorkerSpec
+from pretrainer.train.spikes import Detector
 from pretrainer.train.stability.healing import Healer
 from pretrainer.train.stability.kept_blocks import KeptBlocks
-from pretrainer.train.stability.spikes import Detector
 from pretrainer.train.step import MicroBatch, StepResult, all_reduce_sum
 from pretrainer.train.stepper import Stepper, prepare
 from pretrainer.train.telemetry.audit import Audit
 from pretrainer.train.telemetry.communication import is_due, watched
 from pretrainer.train.telemetry.monitor import Monitor
 from pretrainer.train.telemetry.phases import Phases, process_age_s, pulse_period_s
-from pretrainer.train.telemetry.reporter import Reporter
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.driver import gauges as of_driver
 from pretrainer.data import meters as of_data
-from pretrainer.train.telemetry import reporter as of_ranks
+from pretrainer.train import reporter as of_ranks
 from tests.cluster.manifests import CLUSTER, every, load
 
 PREFIX = "ray_pretrainer_"

@@ -12,10 +12,10 @@ from pretrainer.model.ring import Ring
 from pretrainer.schema import BOS, EOS, FIRST_TEXT_ID, PAD, Batch
 from pretrainer.train.batch import max_blocks, micro_batches, owned_blocks, to_tensor, valid_targets
 from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.readback import StepResult
 from pretrainer.train.sharding.parallel import build_model
-from pretrainer.train.stability.spikes import REASONS, Verdict
+from pretrainer.train.spikes import REASONS, Verdict
 from pretrainer.train.step import train_step
-from pretrainer.train.telemetry.readback import StepResult
 from tests.model.fill import fill
 
 CPU = torch.device("cpu")

@@ -24,11 +24,11 @@ from pretrainer.train.batch import to_tensor
 from pretrainer.train.exact import BlockSum, exact_train_step
 from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.optim.scaling import LossScale
-from pretrainer.train.stability.spikes import Detector, Verdict
+from pretrainer.train.readback import HostCopy, StepResult
+from pretrainer.train.spikes import Detector, Verdict
 from pretrainer.train.step import MicroBatch, train_step
 from pretrainer.train.telemetry import audit as audits
 from pretrainer.train.telemetry.audit import Audit
-from pretrainer.train.telemetry.readback import HostCopy, StepResult
 from tests.model.fill import fill
 from tests.train.samples import MODEL, SEQ_LEN, TRAIN, VOCAB, pieces, result_of
 from tests.train.specs import block, worker_spec

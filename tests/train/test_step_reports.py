@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from pretrainer.config import MonitorConfig
+from pretrainer.train import reporter as reporters
+from pretrainer.train.readback import StepResult
+from pretrainer.train.reporter import Reporter
 from pretrainer.train.spec import TrainState
-from pretrainer.train.stability.spikes import Verdict
-from pretrainer.train.telemetry import reporter as reporters
+from pretrainer.train.spikes import Verdict
 from pretrainer.train.telemetry.monitor import Monitor
 from pretrainer.train.telemetry.phases import Phases
-from pretrainer.train.telemetry.readback import StepResult
-from pretrainer.train.telemetry.reporter import Reporter
 from tests.train.samples import CPU
 from tests.train.specs import worker_spec
 

@@ -13,7 +13,7 @@ import torch
 from pretrainer.config import StabilityConfig
 from pretrainer.train.optim.scaling import first_scale
 from pretrainer.train.spec import TrainState
-from pretrainer.train.stability.spikes import Detector
+from pretrainer.train.spikes import Detector
 from pretrainer.train.worker import _keep, _loss_scale, _resume
 from tests.train.samples import CPU
 from tests.train.specs import worker_spec

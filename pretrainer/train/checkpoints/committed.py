@@ -36,7 +36,7 @@ def committed_checkpoint(run: Store) -> tuple[str, int] | None:
     """(folder under the run, step) of the newest checkpoint that Ray Train has committed, or None before the first.
 
     The workers get the committed one, so the stream must start there too. Both read the controller's snapshot (Ray
-    2.60; contract-tested in tests/train/elasticity/test_controller.py).
+    2.60; contract-tested in tests/train/test_controller.py).
     """
     snapshot = _snapshot(run)
     latest = snapshot.get("latest_checkpoint_result") if snapshot else None

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pretrainer.train.stability.spikes import OVERFLOW, Verdict
+from pretrainer.train.spikes import OVERFLOW, Verdict
 
 GROWTH_INTERVAL = 2_000  # applied steps in a row
 GROWTH, BACKOFF = 2.0, 0.5

@@ -22,10 +22,10 @@ from pretrainer.config.stability import StabilityConfig
 from pretrainer.errors import UnstableError
 from pretrainer.storage import Store
 from pretrainer.train.checkpoints.committed import committed_checkpoints
+from pretrainer.train.readback import StepResult
 from pretrainer.train.stability.policies import POLICIES, Heal, Situation
 from pretrainer.train.telemetry.audit import ATTEMPTS, AUDIT
 from pretrainer.train.telemetry.auditlog import object_range
-from pretrainer.train.telemetry.readback import StepResult
 
 HEALING = "healing"
 

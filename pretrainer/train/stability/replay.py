@@ -24,12 +24,12 @@ from pretrainer.train.exact import make_deterministic
 from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.optim.scaling import LossScale
 from pretrainer.train.optim.schedule import learning_rate
+from pretrainer.train.readback import StepResult
 from pretrainer.train.sharding.parallel import build_model, precision_for
 from pretrainer.train.spec import TrainState
 from pretrainer.train.stability.healing import Healer
 from pretrainer.train.stepper import Stepper, prepare
 from pretrainer.train.telemetry.auditlog import Line
-from pretrainer.train.telemetry.readback import StepResult
 
 # Relative differences of loss and gradient norm that another number of workers, or another GPU, makes by rounding.
 ROUNDING = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (2e-2, 1e-1), torch.float16: (1e-2, 5e-2)}

@@ -20,12 +20,12 @@ from pretrainer.model.transformer import Transformer
 from pretrainer.storage import Store
 from pretrainer.train.checkpoints.committed import CHECKPOINTS, SNAPSHOT
 from pretrainer.train.optim.optimizer import build_optimizer
+from pretrainer.train.readback import StepResult
 from pretrainer.train.spec import TrainState
 from pretrainer.train.stability.healing import Healer, logged_until, pending_restart, read_heals
 from pretrainer.train.stability.kept_blocks import KeptBlocks
 from pretrainer.train.stability.policies import POLICIES, Heal, Situation
 from pretrainer.train.telemetry.audit import object_name
-from pretrainer.train.telemetry.readback import StepResult
 from tests.model.fill import fill
 from tests.train.commits import LocalCommits, make_saving
 from tests.train.ranks import run_ranks

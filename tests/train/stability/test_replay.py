@@ -21,6 +21,7 @@ from pretrainer.storage import Store
 from pretrainer.train.checkpoints.checkpoint import save_sharded
 from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.optim.schedule import learning_rate
+from pretrainer.train.readback import StepResult
 from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.spec import TrainState
 from pretrainer.train.stability.healing import Healer
@@ -28,7 +29,6 @@ from pretrainer.train.stability.policies import Heal
 from pretrainer.train.stability.replay import Compared, alone, close, on_one_worker, replay, tolerances
 from pretrainer.train.stepper import Stepper, prepare
 from pretrainer.train.telemetry.auditlog import Line
-from pretrainer.train.telemetry.readback import StepResult
 from tests.train.samples import CPU, MODEL, result_of
 from tests.train.specs import BLOCKS_PER_STEP, block, worker_spec
 

@@ -1,6 +1,6 @@
 """What rank 0 tells the recorder of a checkpoint, and when its seconds count.
 
-python -m pytest -q tests/train/telemetry/test_reporter.py
+python -m pytest -q tests/train/test_reporter.py
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import pytest
 import ray
 import torch
 
+from pretrainer.train import reporter as module
 from pretrainer.train.checkpoints.saving import Saved
+from pretrainer.train.reporter import Interval, Reporter
 from pretrainer.train.spec import TrainState
-from pretrainer.train.telemetry import reporter as module
 from pretrainer.train.telemetry.phases import Phases
 from pretrainer.train.telemetry.recorder import Recorder
-from pretrainer.train.telemetry.reporter import Interval, Reporter
 from tests.train.samples import result_of
 from tests.train.specs import worker_spec
 from tests.train.telemetry.test_recorder import Notes

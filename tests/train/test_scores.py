@@ -1,6 +1,6 @@
 """Task files, scored by the workers behind a checkpoint: what is due, what is left to the next group, what is made up.
 
-    python -m pytest -q tests/train/scoring/test_scores.py
+    python -m pytest -q tests/train/test_scores.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from pretrainer.config import EvaluationConfig
 from pretrainer.storage import Store
-from pretrainer.train.scoring.scores import Scores
+from pretrainer.train.scores import Scores
 from pretrainer.train.scoring.selection import evaluation_event, read_points, write_point
 from pretrainer.train.spec import TrainState
 from tests.train.ranks import run_ranks

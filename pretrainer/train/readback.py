@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pretrainer.train.stability.spikes import REASONS, Verdict
+from pretrainer.train.spikes import REASONS, Verdict
 
 
 class HostCopy:

@@ -1,6 +1,6 @@
 """What is called a spike, and that it is decided before the update.
 
-    python -m pytest -q tests/train/stability/test_spikes.py
+    python -m pytest -q tests/train/test_spikes.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pretrainer.model.transformer import Transformer
 from pretrainer.train.exact import BlockSum, exact_train_step
 from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.optim.scaling import LossScale
-from pretrainer.train.stability.spikes import NORMAL, REASONS, Detector
+from pretrainer.train.spikes import NORMAL, REASONS, Detector
 from pretrainer.train.step import train_step
 from tests.model.fill import fill
 from tests.train.samples import MODEL, TRAIN, VOCAB, pieces

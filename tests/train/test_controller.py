@@ -1,6 +1,6 @@
 """Which checkpoint counts, read from the file that Ray Train's controller writes; and how the stream is split.
 
-    python -m pytest -q tests/train/elasticity/test_controller.py
+    python -m pytest -q tests/train/test_controller.py
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ray.train.v2._internal.execution.storage import StorageContext
 
 from pretrainer.errors import StorageError
 from pretrainer.storage import Store
+from pretrainer.train import controller
 from pretrainer.train.checkpoints.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoint, drop_damaged
-from pretrainer.train.elasticity import controller
-from pretrainer.train.elasticity.controller import FailureReport, OrderedDataConfig, failure_event, make_trainer
+from pretrainer.train.controller import FailureReport, OrderedDataConfig, failure_event, make_trainer
 from tests.train.specs import BLOCKS_PER_STEP, worker_spec
 
 # ----------------------------------------------------------------------------------------- the committed checkpoint

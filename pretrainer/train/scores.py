@@ -14,11 +14,11 @@ import torch
 from pretrainer.config.evaluation import Cadence
 from pretrainer.model.transformer import Transformer
 from pretrainer.storage import Store
+from pretrainer.train.reporter import Reporter
 from pretrainer.train.scoring.selection import read_point
 from pretrainer.train.spec import TrainState, WorkerSpec
 from pretrainer.train.step import all_reduce_sum
 from pretrainer.train.telemetry.phases import Phases
-from pretrainer.train.telemetry.reporter import Reporter
 
 
 class Scores:
