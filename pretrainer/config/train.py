@@ -155,6 +155,9 @@ class TrainConfig:
             self.gpus_per_worker,
             "use 1, or with train.num_workers=1 a number from 0 to 1: NCCL takes no two workers of a run on one GPU",
         )
+        self._check_checkpoints()
+
+    def _check_checkpoints(self) -> None:
         require(
             self.milestone_every_steps is None
             or (self.milestone_every_steps > 0 and self.milestone_every_steps % self.checkpoint_every_steps == 0),

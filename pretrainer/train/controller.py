@@ -106,8 +106,6 @@ def make_trainer(
     data_cpus: what the stream needs beside the trainers. evaluation: what is called with checkpoints, beside them.
     """
     path, filesystem = run.train_storage()
-    lo, hi = config.train.worker_range
-    gpus = {"GPU": config.train.gpus_per_worker} if use_gpu else {}
 
     def committed_step() -> int:
         committed = committed_checkpoint(run)
@@ -116,26 +114,10 @@ def make_trainer(
     def stream() -> ray.data.Dataset:
         return build(committed_step() * config.slot_blocks_per_step)
 
-    scaling = ray.train.ScalingConfig(
-        num_workers=cast(Any, hi if lo == hi else (lo, hi)),
-        use_gpu=use_gpu,
-        resources_per_worker={"CPU": config.train.cpus_per_worker, **gpus},
-    )
-    policy: OneReservation = FixedSize(scaling, run.uri)
-    if lo != hi:
-        policy = UsefulSizes(
-            scaling,
-            run.uri,
-            sizes_of(config),
-            config.train.resize_stable_s,
-            data_cpus,
-            spec.recorder,
-            lambda: asked_step(run),
-        )
-
+    scaling = _scaling(config, use_gpu)
     return PolicyTorchTrainer(
         train_loop,
-        scaling_policy=policy,
+        scaling_policy=_policy(config, spec, run, scaling, data_cpus),
         train_loop_config=spec,
         datasets={"train": stream},
         dataset_config=OrderedDataConfig(config.train.workers_per_stream),
@@ -153,3 +135,23 @@ def make_trainer(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
         ),
     )
+
+
+def _scaling(config: Config, use_gpu: bool) -> ray.train.ScalingConfig:
+    lo, hi = config.train.worker_range
+    gpus = {"GPU": config.train.gpus_per_worker} if use_gpu else {}
+    return ray.train.ScalingConfig(
+        num_workers=cast(Any, hi if lo == hi else (lo, hi)),
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": config.train.cpus_per_worker, **gpus},
+    )
+
+
+def _policy(
+    config: Config, spec: WorkerSpec, run: Store, scaling: ray.train.ScalingConfig, data_cpus: float
+) -> OneReservation:
+    lo, hi = config.train.worker_range
+    if lo == hi:
+        return FixedSize(scaling, run.uri)
+    stable_s, recorder = config.train.resize_stable_s, spec.recorder
+    return UsefulSizes(scaling, run.uri, sizes_of(config), stable_s, data_cpus, recorder, lambda: asked_step(run))
