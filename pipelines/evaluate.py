@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
+from pipelines.driver.checkpoints import choose_checkpoints, download, run_config
 from pipelines.driver.cli import run_main
 from pipelines.driver.evaluating import open_warning, unprotected
 from pipelines.driver.suite import context_of, held_out_tasks
-from pipelines.export import checkpoint_folder, download, run_config
 from pipelines.generate import load_model
 from pretrainer.config import EvaluationConfig, RunConfig
 from pretrainer.config_load import parse_evaluation
@@ -36,8 +36,6 @@ from pretrainer.evaluation.tasks import Task, read_task
 from pretrainer.model.hf import from_hf
 from pretrainer.model.transformer import Transformer
 from pretrainer.storage import Store, resolve_run
-from pretrainer.train.checkpoints.committed import committed_checkpoints
-from pretrainer.train.checkpoints.copies import BEST, Place, find_copies
 
 DEFAULT_CONTEXT = 2048
 """Tokens that a folder's model is taken to read where its config.json does not say, as in the harness."""
@@ -122,25 +120,6 @@ def open_run(run: Store, options: argparse.Namespace) -> Subject:
         run.uri, tokenizer, context_of(config), tasks, models, wanted.batch_tokens,
         run.child("evaluation"), open_warning(open_files) if open_files else None,
     )  # fmt: skip
-
-
-def choose_checkpoints(run: Store, wanted: str) -> dict[int, str]:
-    """Step -> folder below the run, ascending."""
-    everything = dict(sorted({**find_copies(run), **committed_checkpoints(run)}.items()))
-    if wanted == "all" and everything:
-        return everything
-    if wanted == "best":
-        steps = list(Place(BEST, run.child(BEST)).copies())
-        if not steps:
-            raise UserError(f"{run.uri} has no best checkpoint: train with train.keep_best=true, or use newest or all")
-        return {step: everything[step] for step in steps}
-    if wanted in ("newest", "all"):
-        newest = checkpoint_folder(run, None)
-        return {step: folder for step, folder in everything.items() if folder == newest}
-    try:
-        return {step: checkpoint_folder(run, step) for step in sorted(map(int, wanted.split(",")))}
-    except ValueError:
-        raise UserError(f"--checkpoints {wanted!r} is not possible: use newest, best, all or steps: 200,400") from None
 
 
 # ------------------------------------------------------------------------------------------ a Hugging Face folder

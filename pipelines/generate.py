@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from pipelines.driver.checkpoints import checkpoint_folder, download, run_config
 from pipelines.driver.cli import run_main
-from pipelines.export import checkpoint_folder, download, run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import data_folder

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from pipelines.driver.checkpoints import run_config
 from pipelines.driver.cli import run_main
-from pipelines.export import run_config
 from pretrainer.config import RunConfig
 from pretrainer.config_load import load_config
 from pretrainer.data.mixture import mixing_weights

@@ -10,7 +10,6 @@ The same command continues a run that was interrupted, at the step after its las
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 
@@ -19,7 +18,7 @@ from pipelines.driver.continuation import changes_from, read_resolved
 from pipelines.driver.parent import Parent
 from pipelines.driver.preflight import check, local_cluster, plan_lines
 from pipelines.driver.progress import Console
-from pipelines.driver.start import open_data
+from pipelines.driver.start import already_complete, open_data
 from pretrainer.config import Config
 from pretrainer.data.readers.source import Manifest
 from pretrainer.lease import Lease, hold
@@ -85,24 +84,6 @@ def drive(
     session = Session.open(config, run, data, there, started_s, lease)
     outcome = train(session, console)
     return finish(session, outcome, console)
-
-
-def already_complete(run: Store, config: Config) -> int | None:
-    """Exit code 0 and the old result when this run has reached its last step before; None when there is work to do."""
-    try:
-        summary = json.loads(run.read("summary.json"))
-    except FileNotFoundError:
-        return None
-    early = summary.get("early_stop")
-    same_rule = early and early["stop_after_validations"] == config.evaluation.stop_after_validations
-    if summary["status"] != "completed" or (summary["steps"] < config.total_steps and not same_rule):
-        return None
-    print(
-        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']}. "
-        f"Raise {'evaluation.stop_after_validations' if same_rule else 'train.steps'} to go on, or give another "
-        "run.name to begin again"
-    )
-    return 0
 
 
 if __name__ == "__main__":

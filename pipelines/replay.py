@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
+from pipelines.driver.checkpoints import choose_checkpoints, download
 from pipelines.driver.cli import run_main
-from pipelines.evaluate import choose_checkpoints
-from pipelines.export import download
 from pipelines.trace import Traced, trace_step
 from pretrainer.config import RunConfig
 from pretrainer.data.tokenizer.words import mask_vocabulary_of

@@ -11,12 +11,10 @@ import argparse
 from collections.abc import Sequence
 
 from pipelines.driver.cli import run_main
-from pipelines.driver.gather import gather
+from pipelines.driver.gather import PAGE, gather
 from pretrainer.config import RunConfig
 from pretrainer.report.page import render
 from pretrainer.storage import Store, resolve_run
-
-PAGE = "report/report.html"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.driver.cli import run_main
+from pipelines.driver.run_status import status_of
 from pretrainer.config import Config, RunConfig
 from pretrainer.config_load import parse_config
 from pretrainer.errors import UserError
@@ -125,14 +126,6 @@ def read_config(run: Store) -> Config | None:
         return parse_config(run.read_text("config.yaml"), where=f"{run.uri}/config.yaml")
     except FileNotFoundError:
         return None
-
-
-def status_of(run: Store, summary: dict[str, Any], config: Config | None) -> str:
-    """That of the summary where the newest driver wrote it or has ended in order; else whether a driver is at work."""
-    driver, number = state(run, config.cluster.takeover_s if config else 60.0)
-    if summary and (driver == "released" or summary.get("lease") == number):
-        return str(summary["status"])
-    return {"alive": "running", "released": "failed", "none": "not started"}.get(driver, "interrupted")
 
 
 def newest_events(run: Store) -> list[Event]:

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipelines.driver.checkpoints import run_config
 from pipelines.driver.cli import run_main
-from pipelines.export import run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.ledger.lines import begun_plans

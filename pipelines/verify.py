@@ -15,8 +15,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
+from pipelines.driver.checkpoints import run_config
 from pipelines.driver.cli import run_main
-from pipelines.export import run_config
 from pretrainer.config import Config, RunConfig
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.prologue import Frozen, data_folder, refuse_changes, thaw

@@ -195,3 +195,20 @@ def test_the_page_is_where_it_was_asked_for(
     assert report.main(arguments) == 0
     page = (tmp_path / place).read_text()
     assert capsys.readouterr().out.strip().endswith(place) and "loss over steps" in page and "running" in page
+
+
+def test_a_run_on_the_tokens_of_another_is_told_with_them(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the trials of a sweep: their manifest, tokenizer and held-out text are in the sweep's folder."""
+    asked = config()
+    storage = run.uri.rsplit("/", 1)[0]
+    asked = replace(asked, run=replace(asked.run, name="example", storage=storage, data_from="parent"))
+    run.write("config.yaml", to_yaml(asked).encode())
+    seen: list[tuple[str, str]] = []
+
+    def thaw(_config: Any, data: Store, own: Store) -> Any:
+        seen.append((data.uri, own.uri))
+        raise UserError("nothing there")
+
+    monkeypatch.setattr(module, "thaw", thaw)
+    gather(run)
+    assert seen == [(f"{storage}/parent/data", f"{run.uri}/data")]

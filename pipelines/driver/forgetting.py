@@ -11,19 +11,16 @@ from typing import Any
 
 from pretrainer.config import Config
 from pretrainer.data.held_out import HeldOut
+from pretrainer.pooled import Measured, pooled_bits_per_byte, pooled_loss
 from pretrainer.storage import Store
 
 RECORD = "init/forgetting.json"
 
 
-def general_loss(sources: Mapping[str, Mapping[str, float]], held_out: Mapping[str, HeldOut]) -> dict[str, float]:
-    """Over all sources of a validation: nats per token, by tokens, and bits per byte, by bytes."""
-    targets = sum(values["targets"] for values in sources.values())
-    size = sum(held_out[name].bytes for name in sources)
-    return {
-        "loss": sum(values["loss"] * values["targets"] for values in sources.values()) / max(1, targets),
-        "bits_per_byte": sum(v["bits_per_byte"] * held_out[name].bytes for name, v in sources.items()) / max(1, size),
-    }
+def general_loss(sources: Measured, held_out: Mapping[str, HeldOut]) -> dict[str, float]:
+    """Over all sources of a validation: nats per token and bits per byte."""
+    bits, sizes = ({n: v["bits_per_byte"] for n, v in sources.items()}, {n: h.bytes for n, h in held_out.items()})
+    return {"loss": pooled_loss(sources), "bits_per_byte": pooled_bits_per_byte(bits, sizes)}
 
 
 class Forgetting:

@@ -10,17 +10,18 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from pipelines.driver.documents import document_counts
-from pipelines.status import status_of
+from pipelines.driver.run_status import status_of
 from pretrainer.config import Config
 from pretrainer.config_load import parse_config
 from pretrainer.data.curriculum import realised_shares
 from pretrainer.data.plan import load_tokenizer
-from pretrainer.data.prologue import Frozen, thaw
+from pretrainer.data.prologue import Frozen, data_folder, thaw
 from pretrainer.errors import StorageError, UserError
 from pretrainer.journal import read_events
 from pretrainer.report.facts import Facts
 from pretrainer.storage import Store, redact
 from pretrainer.train.checkpoints.committed import committed_checkpoint
+from pretrainer.train.scoring.selection import read_points
 from pretrainer.train.stability.healing import HEALING, read_heals
 from pretrainer.train.telemetry.audit import ATTEMPTS
 from pretrainer.train.telemetry.auditlog import read_log
@@ -29,7 +30,7 @@ from pretrainer.train.telemetry.goodput import Goodput
 T = TypeVar("T")
 TOLD = 20  # documents of a decision
 READ_ATTEMPTS, READ_AGAIN_S = 10, 0.2
-POINTS = "evaluation/points"
+PAGE = "report/report.html"
 RESULTS = "evaluation/evaluation.json"
 
 
@@ -60,7 +61,7 @@ def gather(run: Store) -> Facts:
         held_out={name: asdict(held) for name, held in frozen.held_out.items()} if frozen else {},
         goodput=goodput(run, config, steps) if config else {},
         evaluation=evaluation_points(run),
-        samples=samples(run, events) if frozen else (),
+        samples=samples(frozen, events) if frozen else (),
         vocab_size=frozen.vocab_size if frozen else None,
         fingerprint=frozen.fingerprint if frozen else None,
         order_digest=order_digest(events, summary, steps),
@@ -94,7 +95,7 @@ def _json(run: Store, path: str, otherwise: Any) -> Any:
 def thawed(run: Store) -> Frozen | None:
     """What the run has frozen; None before it has."""
     config = _config(run)
-    return None if config is None else _there(lambda: thaw(config, run.child("data")), None)
+    return None if config is None else _there(lambda: thaw(config, data_folder(config, run), run.child("data")), None)
 
 
 def _config(run: Store) -> Config | None:
@@ -146,15 +147,14 @@ def goodput(run: Store, config: Config, steps: int) -> dict[str, Any]:
 
 def evaluation_points(run: Store) -> list[dict[str, Any]]:
     """What was scored while the run trained, and behind it what pipelines.evaluate was asked for."""
-    during = [_json(run, entry.path, {}) for entry in run.list(POINTS)]
     asked = _json(run, RESULTS, {}).get("checkpoints", [])
-    return [*during, *({**point, "cadence": "asked"} for point in asked if point["step"] is not None)]
+    return [*read_points(run), *({**point, "cadence": "asked"} for point in asked if point["step"] is not None)]
 
 
-def samples(run: Store, events: list[dict[str, Any]]) -> list[tuple[int, str]]:
+def samples(frozen: Frozen, events: list[dict[str, Any]]) -> list[tuple[int, str]]:
     """(step, text), each step as it was sampled last."""
     ids = {event["step"]: event["ids"] for event in events if event["kind"] == "sample"}
-    tokenizer = load_tokenizer(run.child("data").uri) if ids else None
+    tokenizer = load_tokenizer(frozen.plans[0].data_uri) if ids else None
     return [(step, tokenizer.decode(ids[step])) for step in sorted(ids)] if tokenizer else []
 
 

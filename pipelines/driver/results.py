@@ -14,12 +14,11 @@ import ray
 
 from pipelines.driver.card import CARD
 from pipelines.driver.documents import document_counts, document_table
+from pipelines.driver.exports import NEWEST, write_card, write_export
 from pipelines.driver.forgetting import words
-from pipelines.driver.gather import gather
+from pipelines.driver.gather import PAGE, gather
 from pipelines.driver.progress import Console, decode, goodput_lines, shown_metrics
 from pipelines.driver.session import Outcome, Session
-from pipelines.export import NEWEST, write_card, write_export
-from pipelines.report import PAGE
 from pretrainer.config import Config
 from pretrainer.config_load import to_yaml
 from pretrainer.data.curriculum import realised_shares
@@ -28,6 +27,7 @@ from pretrainer.data.prologue import Frozen
 from pretrainer.errors import TrackingError
 from pretrainer.model.hf import why_no_export
 from pretrainer.model.presets import parameter_count
+from pretrainer.pooled import pooled_bits_per_byte, pooled_loss
 from pretrainer.report.page import render
 from pretrainer.storage import Store
 from pretrainer.train.checkpoints.committed import committed_checkpoint
@@ -193,16 +193,15 @@ def mixture(session: Session, step: int) -> dict[str, dict[str, float]]:
 def held_out_result(outcome: Outcome, data: Frozen) -> dict[str, Any]:
     """Validation over all sources, weighted by their held-out targets and bytes, and its yardsticks."""
     last = outcome.of("validation")[-1]["sources"] if outcome.of("validation") else {}
-    names = list(last)
-    targets, size = sum(last[n]["targets"] for n in names), sum(data.held_out[n].bytes for n in names)
-    loss = sum(last[n]["loss"] * last[n]["targets"] for n in names) / targets if targets else None
+    sizes = {name: held.bytes for name, held in data.held_out.items()}
+    loss = pooled_loss(last) if last else None
 
     def by_bytes(values: dict[str, float]) -> float | None:
-        return sum(values[n] * data.held_out[n].bytes for n in names) / size if size else None
+        return pooled_bits_per_byte({name: values[name] for name in last}, sizes) if last else None
 
     return {
         "val_loss": loss,
-        "val_bits_per_byte": by_bytes({n: last[n]["bits_per_byte"] for n in names}),
+        "val_bits_per_byte": by_bytes({n: values["bits_per_byte"] for n, values in last.items()}),
         "perplexity": 2.718281828459045 ** min(loss, 700.0) if loss is not None else None,
         "gzip_bits_per_byte": by_bytes({n: h.gzip_bits_per_byte for n, h in data.held_out.items()}),
         "unigram_bits_per_byte": by_bytes({n: h.unigram_bits_per_byte for n, h in data.held_out.items()}),

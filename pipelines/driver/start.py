@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from pipelines.driver.continuation import changes_from
 from pipelines.driver.parent import adopt, recorded_parent
 from pipelines.driver.progress import Console
@@ -43,3 +45,21 @@ def refuse_changed_stream(run: Store, data: Frozen) -> None:
             f"run {run.uri} has trained {committed[1]:,} steps on another stream of tokens; since then changed: "
             f"{', '.join(data.changes)}. Put it back, or give the new run another run.name"
         )
+
+
+def already_complete(run: Store, config: Config) -> int | None:
+    """Exit code 0 and the old result when this run has reached its last step before; None when there is work to do."""
+    try:
+        summary = json.loads(run.read("summary.json"))
+    except FileNotFoundError:
+        return None
+    early = summary.get("early_stop")
+    same_rule = early and early["stop_after_validations"] == config.evaluation.stop_after_validations
+    if summary["status"] != "completed" or (summary["steps"] < config.total_steps and not same_rule):
+        return None
+    print(
+        f"run {config.run.name} is complete: {summary['steps']:,} steps, validation loss {summary['val_loss']}. "
+        f"Raise {'evaluation.stop_after_validations' if same_rule else 'train.steps'} to go on, or give another "
+        "run.name to begin again"
+    )
+    return 0

@@ -19,11 +19,11 @@ from ray import tune
 from pipelines.driver.cli import Cluster
 from pipelines.driver.preflight import check, plan_lines
 from pipelines.driver.progress import Console
-from pipelines.driver.start import open_data
-from pipelines.pretrain import already_complete
+from pipelines.driver.start import already_complete, open_data
 from pretrainer.config import Config
 from pretrainer.errors import LeaseError, PretrainerError
 from pretrainer.lease import Lease, acquire
+from pretrainer.pooled import pooled_bits_per_byte, pooled_loss
 from pretrainer.storage import Store
 from pretrainer.tracking import PARENT_TAG, Tracker
 from pretrainer.train.checkpoints.committed import committed_checkpoint
@@ -185,10 +185,7 @@ class TrialConsole(Console):
 
 
 def _held_out(event: dict[str, Any], config: Config, sizes: dict[str, int]) -> Report:
-    """The loss over all sources, weighted by their held-out targets; bits by their bytes."""
-    sources = event["sources"]
-    targets = sum(values["targets"] for values in sources.values())
-    loss = sum(values["loss"] * values["targets"] for values in sources.values()) / targets
-    bits = sum(values["bits_per_byte"] * sizes[name] for name, values in sources.items()) / sum(sizes.values())
+    sources, loss = event["sources"], pooled_loss(event["sources"])
+    bits = pooled_bits_per_byte({name: values["bits_per_byte"] for name, values in sources.items()}, sizes)
     batch = config.train.global_batch_tokens
     return Report(event["step"], event["step"] * batch, loss if math.isfinite(loss) else math.inf, bits)

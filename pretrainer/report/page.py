@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from pretrainer.pooled import pooled_loss
 from pretrainer.report import charts
 from pretrainer.report.evaluation import evaluation
 from pretrainer.report.facts import Facts, Plain
@@ -124,9 +125,7 @@ def headline(facts: Facts, story: Story) -> Iterable[str]:
 def _held_out_loss(facts: Facts, story: Story) -> float | None:
     if facts.summary.get("val_loss") is not None:
         return float(facts.summary["val_loss"])
-    sources = story.validations[max(story.validations)].values() if story.validations else []
-    targets = sum(values["targets"] for values in sources)
-    return sum(values["loss"] * values["targets"] for values in sources) / targets if targets else None
+    return pooled_loss(story.validations[max(story.validations)]) if story.validations else None
 
 
 def _when(facts: Facts) -> str:

@@ -23,6 +23,7 @@ from pretrainer.config import Config
 from pretrainer.errors import DamagedError, PretrainerError, StreamError, find_cause
 from pretrainer.model.generate import generate_in_lockstep
 from pretrainer.model.ring import Ring
+from pretrainer.pooled import pooled_loss
 from pretrainer.schema import Batch, from_ipc
 from pretrainer.storage import Store
 from pretrainer.train import batch as slots
@@ -43,7 +44,7 @@ from pretrainer.train.optim.schedule import learning_rate
 from pretrainer.train.reporter import Reporter
 from pretrainer.train.scores import Scores
 from pretrainer.train.scoring.evaluate import Evaluation, evaluate
-from pretrainer.train.scoring.selection import is_over, judge, mean_loss
+from pretrainer.train.scoring.selection import is_over, judge
 from pretrainer.train.sharding.layout import Layout, Ranks
 from pretrainer.train.sharding.parallel import build_model
 from pretrainer.train.spec import TrainState, WorkerSpec
@@ -211,7 +212,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         if state.step % every.validate_every_steps == 0 or last:
             held = validate(spec, model, held_out, layout, rank, phases, state.step)
             reporter.validation(state, held)
-            judge(state, mean_loss({name: asdict(one) for name, one in held.items()}), config.evaluation)
+            judge(state, pooled_loss({name: asdict(one) for name, one in held.items()}), config.evaluation)
         over = saves and is_over(state, config.evaluation)
         last = last or over
         samples = state.step % every.sample_every_steps == 0 or state.step == min(20, total) or last

@@ -45,7 +45,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.export import checkpoint_folder, download
+from pipelines.driver.checkpoints import checkpoint_folder, download
 from pretrainer.config import Config
 from pretrainer.config_load import load_config
 from pretrainer.data.packing.packing import empty_row, pack_window, slot_block

@@ -14,21 +14,16 @@ from typing import Any
 
 from pretrainer.config import EvaluationConfig
 from pretrainer.config.evaluation import LOWER_IS_BETTER, Cadence
+from pretrainer.pooled import pooled_loss
 from pretrainer.storage import Store
 from pretrainer.train.spec import Tasks, TrainState
-
-
-def mean_loss(sources: Mapping[str, Mapping[str, float]]) -> float:
-    """Held-out loss in nats per target over all sources."""
-    targets = sum(values["targets"] for values in sources.values())
-    return sum(values["loss"] * values["targets"] for values in sources.values()) / max(1, targets)
 
 
 def value_of(event: Mapping[str, Any], best_by: str) -> float | None:
     """What an event says of a checkpoint; None where it does not say what is asked."""
     task, _slash, metric = best_by.rpartition("/")
     if event["kind"] == "validation" and not task:
-        return mean_loss(event["sources"])
+        return pooled_loss(event["sources"])
     if event["kind"] != "evaluation" or not task:
         return None
     found = event["tasks"].get(task, {}).get("metrics", {}).get(metric)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from pretrainer.train.scoring.selection import mean_loss
+from pretrainer.pooled import pooled_loss
 
 WINDOW_STEPS = 32
 BEGINNING_STEPS = 100  # steps before the beginning is over, warm-up included
@@ -142,7 +142,7 @@ class Health:
             self.known.first_validation = sum(losses) / len(losses)
             return self._tell("first_loss", first_loss(self.known))
         if event["kind"] == "validation":
-            self.known.validated(event["step"], mean_loss(event["sources"]))
+            self.known.validated(event["step"], pooled_loss(event["sources"]))
             return self._tell("overfitting", overfitting(self.known)) if self.known.gaps else []
         warnings = []
         for step in event["steps"] if event["kind"] == "steps" else ():

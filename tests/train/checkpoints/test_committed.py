@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.export import checkpoint_folder
+from pipelines.driver.checkpoints import checkpoint_folder
 from pretrainer.errors import DamagedError, StorageError, UserError
 from pretrainer.storage import Store
 from pretrainer.train.checkpoints.committed import (

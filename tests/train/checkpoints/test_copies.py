@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.export import checkpoint_folder
+from pipelines.driver.checkpoints import checkpoint_folder
 from pretrainer.config import Config, EvaluationConfig, TaskConfig
 from pretrainer.errors import ConfigError, DamagedError
+from pretrainer.pooled import pooled_loss
 from pretrainer.storage import Store
 from pretrainer.train.checkpoints import copies
 from pretrainer.train.checkpoints.committed import SNAPSHOT, drop_damaged, folder_name
 from pretrainer.train.checkpoints.copies import Copies, copy_folder
-from pretrainer.train.scoring import selection
 from tests.train.specs import worker_spec
 
 
@@ -93,7 +93,7 @@ def test_the_second_storage_has_the_newest(run: Store, s3_uri: str) -> None:
 
 def test_the_loss_of_the_best_counts_targets_and_outlives_the_driver(run: Store) -> None:
     sources = {"a": {"loss": 2.0, "targets": 300}, "b": {"loss": 6.0, "targets": 100}}
-    assert selection.mean_loss(sources) == 3.0
+    assert pooled_loss(sources) == 3.0
     train(run, config(keep_best=True), {10: 3.0})
     train(run, config(keep_best=True), {20: 3.5})
     assert folders(run.child("best")) == [folder_name(10, 0)]

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrainer.config import EvaluationConfig
+from pretrainer.pooled import pooled_loss
 from pretrainer.storage import Store
 from pretrainer.train.scoring.selection import (
     evaluation_event,
     is_better,
     is_over,
     judge,
-    mean_loss,
     read_point,
     read_points,
     value_of,
@@ -67,7 +67,7 @@ def test_it_ends_where_the_last_losses_are_all_no_less_than_the_best_before_them
 
 
 def test_a_loss_over_sources_counts_their_targets() -> None:
-    assert mean_loss(SOURCES) == 3.0
+    assert pooled_loss(SOURCES) == 3.0
 
 
 @pytest.mark.parametrize(
