@@ -36,6 +36,7 @@ class Known:
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
     least_noise: float = math.inf
     gaps: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss minus training loss)
+    held_out: list[float] = field(default_factory=list)  # losses of these steps
 
     @property
     def is_past_beginning(self) -> bool:
@@ -57,6 +58,7 @@ class Known:
         """A held-out loss behind the beginning, beside the training loss of the last steps."""
         if self.is_past_beginning:
             self.gaps.append((step, loss - level(self.losses)))
+            self.held_out.append(loss)
 
 
 def level(losses: deque[float]) -> float:
@@ -114,13 +116,14 @@ def restless(known: Known) -> str | None:
 
 
 def overfitting(known: Known) -> str | None:
-    """Sources and their held-out parts may differ by nature: what counts is that they move apart."""
+    """Sources and their held-out parts may differ by nature, and neighbouring texts are easier than strange ones: what
+    counts is that the two losses move apart and the held-out one gets no better."""
     (then, least), (step, now) = min(known.gaps, key=lambda gap: gap[1]), known.gaps[-1]
-    if now <= least + GAP_NATS:
+    if now <= least + GAP_NATS or known.held_out[-1] <= min(known.held_out):
         return None
     return (
-        f"the held-out loss is {now:+.3f} from the training loss at step {step}, and was {least:+.3f} from it at step "
-        f"{then}: the model learns its training text by heart; more text, fewer epochs or an earlier end "
+        f"the held-out loss is {now:+.3f} from the training loss at step {step}, was {least:+.3f} at step {then} and "
+        "gets no better: the model learns its training text by heart; more text, fewer epochs or an earlier end "
         "(evaluation.stop_after_validations) is the usual remedy"
     )
 

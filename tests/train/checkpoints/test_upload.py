@@ -145,24 +145,29 @@ def test_reports_are_taken_in_the_order_in_which_they_were_made(worker: Worker, 
     assert [worker.reports.get(timeout=PATIENCE_S).metrics["step"] for _ in range(2)] == [7, 8]
 
 
+def pending(controller: Controller) -> dict[str, str]:
+    """Folder -> cadence of the evaluations that are waited for."""
+    waiting: Any = controller.manager.get_pending_training_results().values()
+    return {Path(result.checkpoint.path).name: spec.fn_kwargs["cadence"] for result, spec in waiting}
+
+
 def test_a_checkpoint_that_is_to_be_evaluated_is_kept_until_it_is_and_others_go(worker: Worker, folder: Path) -> None:
     """Ray keeps two here, and the evaluation of the first is known again after a restart of the controller."""
     commits = RayCommits("abc", 60.0)
-    for step, cadence in ((7, "medium"), (8, None), (9, None), (10, None)):
+    for step, cadence in ((7, "full"), (8, None), (9, "medium"), (10, None)):
         uploaded = Future[Any]()
         uploaded.set_result(commits.upload(folder, folder_name(step, 0)))
         commits.report(saved(step, cadence=cadence), folder, folder_name(step, 0), uploaded)  # type: ignore[arg-type]
         report = worker.reports.get(timeout=PATIENCE_S)
-        assert report.validation == (ValidationTaskConfig({"cadence": "medium"}, 60.0) if cadence else False)
+        assert report.validation == (ValidationTaskConfig({"cadence": cadence}, 60.0) if cadence else False)
         worker.controller.commit(report)
     assert list(committed_checkpoints(worker.run)) == [7, 9, 10]
     again = Controller(worker.storage)
-    ((waiting, spec),) = again.manager.get_pending_training_results().values()
-    assert Path(waiting.checkpoint.path).name == NAME and spec == ValidationTaskConfig({"cadence": "medium"}, 60.0)
-    assert drop_damaged(worker.run, folder_name(10, 0)) == 9
-    assert rewind(worker.run, 7) == 7  # with the evaluation that is waited for
-    ((waiting, spec),) = Controller(worker.storage).manager.get_pending_training_results().values()
-    assert Path(waiting.checkpoint.path).name == NAME and spec.fn_kwargs == {"cadence": "medium"}
+    assert pending(again) == {NAME: "full", folder_name(9, 0): "medium"}
+    assert drop_damaged(worker.run, NAME) == 10
+    assert pending(Controller(worker.storage)) == {folder_name(9, 0): "medium"}
+    assert rewind(worker.run, 9) == 9
+    assert pending(Controller(worker.storage)) == {folder_name(9, 0): "medium"}
 
 
 def test_an_upload_that_fails_ends_the_worker_with_its_cause_and_is_not_reported(worker: Worker, folder: Path) -> None:

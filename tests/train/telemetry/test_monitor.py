@@ -23,6 +23,7 @@ from pretrainer.train.optim.scaling import LossScale
 from pretrainer.train.sharding.experts import take_expert_tokens
 from pretrainer.train.step import accumulate_gradients, train_step
 from pretrainer.train.stepper import Stepper
+from pretrainer.train.telemetry import monitor as module
 from pretrainer.train.telemetry.monitor import Monitor, Noise, layer_norms, layer_of
 from tests.model.fill import fill
 from tests.train.ranks import run_ranks
@@ -302,3 +303,14 @@ def test_the_noise_scale_is_that_of_a_direct_estimate_and_the_same_at_three_work
     assert one[0] is not None and abs(one[0] - expected) <= 2 * error, (one[0], expected, error)
     assert three[0] == pytest.approx(one[0], rel=1e-3)
     assert three[1] == pytest.approx(one[1], rel=1e-3) and three[2] == pytest.approx(one[2], rel=1e-3)
+
+
+def test_a_monitor_knows_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 110.0, 112.0, 120.0, 121.0, 150.0, 200.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    monitor = Monitor(MonitorConfig(), torch.nn.Linear(1, 1), 1, lambda _block: 0, CPU)
+    for _ in range(2):  # 2 s from 110 on, 1 s from 120 on
+        with monitor.counted():
+            pass
+    assert monitor.share() == pytest.approx(3.0 / 50.0)
+    assert monitor.share() == 0.0
