@@ -21,93 +21,18 @@ from pipelines.driver.continuation import changes_from, continued, read_resolved
 from pipelines.driver.parent import RECORD, Parent, adopt, find_parent, origin, parent_of
 from pipelines.driver.replay_mixture import mix_in_replay
 from pipelines.pretrain import main
-from pretrainer.config import Config, InitConfig, ModelConfig
+from pretrainer.config import InitConfig, ModelConfig
 from pretrainer.config_load import given_fields, load_config, parse_config, to_yaml
 from pretrainer.data.curriculum import make_segments
-from pretrainer.data.mixture import mixing_weights
 from pretrainer.data.readers.source import Manifest
 from pretrainer.data.tokenizer.extend import extend
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import ConfigError, UserError
-from pretrainer.model.hf_families import FAMILIES
-from pretrainer.schema import DOCUMENTS, to_ipc
 from pretrainer.storage import Store
-from pretrainer.train.checkpoints.committed import SNAPSHOT
+from tests.continuations import IDS, MODEL, ROOT, child, commit, flat, folder, parent, parent_config, source
 from tests.data.harness import small_tokenizer
 
-ROOT = Path(__file__).parent.parent
-MODEL = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn_hidden": 48, "rope_theta": 5e4}
-IDS = 440
-
-
-def source(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "uris": [f"/texts/{name}"], **more}
-
-
-def parent_config(folder: Path, **train: Any) -> dict[str, Any]:
-    return {
-        "run": {"name": "parent", "storage": str(folder)},
-        "data": {"sources": [source("web", share=0.75), source("code", share=0.25)], "seq_len": 64},
-        "model": MODEL,
-        "train": {"steps": 10, "learning_rate": 0.01, "global_batch_tokens": 1024, **train},
-    }
-
-
-def commit(run: Store, *steps: int) -> None:
-    """A list of checkpoints as Ray Train keeps it."""
-    results = [{"checkpoint_dir_name": f"step-{s:09d}-a000001", "metrics": {"step": s}} for s in steps]
-    run.write(SNAPSHOT, json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[-1]}).encode())
-
-
-@pytest.fixture
-def parent(tmp_path: Path) -> Parent:
-    """A finished run, as far as anything is looked at."""
-    run = Store(str(tmp_path)).child("parent")
-    run.write("config.yaml", to_yaml(parse_config(yaml.safe_dump(parent_config(tmp_path)))).encode())
-    run.write("data/tokenizer.model", small_tokenizer())
-    run.write("data/sizes.json", b"[3000, 1000]")
-    for name in ("web", "code"):
-        run.write(f"data/held_out/{name}.documents.arrow", to_ipc(DOCUMENTS.empty_table()))
-    commit(run, 5, 10)
-    return find_parent(InitConfig(uri="parent"), str(tmp_path))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Parent:
-    """A Hugging Face folder, with 8 rows of padding in its table."""
-    place = Store(str(tmp_path)).child("hf")
-    config = ModelConfig(**{**MODEL, "tie_embeddings": False})  # type: ignore[arg-type]
-    raw = {"model_type": "llama", "vocab_size": IDS + 8, **FAMILIES["llama"].write(config, 64)}
-    place.write("config.json", json.dumps(raw).encode())
-    place.write("model.safetensors", b"not opened here")
-    place.write("tokenizer.model", small_tokenizer())
-    return find_parent(InitConfig(uri=place.uri), str(tmp_path))
-
-
-def child(parent: Parent, **sections: Any) -> Config:
-    """The resolved config of one new source, with these changes."""
-    values = {
-        "run": {"name": "child", "storage": str(Path(parent.uri).parent)},
-        "data": {"sources": [source("new")], "seq_len": 64},
-        "init": {"uri": parent.uri},
-        "train": {"steps": 20, "global_batch_tokens": 1024},
-    }
-    for name, changes in sections.items():
-        values[name] = {**values.get(name, {}), **changes}
-    given = {f"{section}.{name}" for section, fields in values.items() for name in flat(fields)}
-    return continued(parse_config(yaml.safe_dump(values)), given, parent)
-
-
-def flat(fields: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}.{inner}" if inner else name
-        for name, value in fields.items()
-        for inner in (value if isinstance(value, dict) else [""])
-    ]
-
-
-def shares(config: Config) -> dict[str, float | None]:
-    return {one.name: one.share for one in config.data.sources}
+__all__ = ["folder", "parent"]  # fixtures
 
 
 # ------------------------------------------------------------------------------------------------------- what is given
@@ -259,78 +184,6 @@ def test_a_peak_of_another_optimizer_says_nothing(parent: Parent) -> None:
     with pytest.raises(ConfigError, match="train.optimizer='muon'"):
         child(parent, train={"optimizer": "muon"})
     assert child(parent, train={"optimizer": "muon", "learning_rate": 0.02}).train.learning_rate == 0.02
-
-
-# ------------------------------------------------------------------------------------------------------------ replay
-
-
-def test_half_of_the_tokens_replay_the_parents_sources(parent: Parent) -> None:
-    config = child(parent)
-    assert shares(config) == {"new": 0.5, "web": 0.375, "code": 0.125}
-    assert config.init.replay == ("web", "code") and config.data.sources[1].uris == ("/texts/web",)
-    assert dict(rows_of(config))["replay"] == "web, code: 50.0% of the training tokens, against forgetting"
-
-
-def test_shares_inside_the_new_sources_are_kept(parent: Parent) -> None:
-    two = {"sources": [source("new", share=0.8), source("other", share=0.2)], "seq_len": 64}
-    asked = child(parent, data=two, init={"uri": parent.uri, "replay_share": 0.2})
-    assert shares(asked) == pytest.approx({"new": 0.64, "other": 0.16, "web": 0.15, "code": 0.05})
-    with pytest.raises(ConfigError, match="give every source of data.sources a share"):
-        child(parent, data={"sources": [source("new"), source("other")], "seq_len": 64})
-
-
-def test_one_of_the_parents_sources_can_be_named(parent: Parent, folder: Parent) -> None:
-    config = child(parent, init={"uri": parent.uri, "replay": ["code"], "replay_share": 0.25})
-    assert shares(config) == {"new": 0.75, "code": 0.25} and config.init.replay == ("code",)
-    with pytest.raises(ConfigError, match=r"init.replay='books'.*new, web, code"):
-        child(parent, init={"uri": parent.uri, "replay": ["books"]})
-    alone = child(folder, train={"learning_rate": 1e-4})
-    assert shares(alone) == {"new": None} and dict(rows_of(alone))["replay"].startswith("none: what the model knew")
-
-
-def test_a_folders_replay_source_is_one_of_the_config(folder: Parent) -> None:
-    both = {"sources": [source("new"), source("general")], "seq_len": 64}
-    config = child(folder, data=both, init={"uri": folder.uri, "replay": ["general"]}, train={"learning_rate": 1e-4})
-    assert shares(config) == {"new": 0.5, "general": 0.5}
-
-
-def test_shares_of_the_person_stand(folder: Parent) -> None:
-    both = {"sources": [source("new", share=0.9), source("general", share=0.1)], "seq_len": 64}
-    named = {"uri": folder.uri, "replay": ["general"]}
-    config = child(folder, data=both, init=named, train={"learning_rate": 1e-4})
-    assert config.init.replay_share == pytest.approx(0.1) and shares(config) == {"new": 0.9, "general": 0.1}
-    with pytest.raises(ConfigError, match="init.replay_share=0.5"):
-        child(folder, data=both, init={**named, "replay_share": 0.5}, train={"learning_rate": 1e-4})
-
-
-def test_without_a_new_source_there_is_nothing_to_replay_against(parent: Parent) -> None:
-    same = {"sources": [source("web", share=1.0)], "seq_len": 64}
-    config = child(parent, data=same)
-    assert shares(config) == {"web": 1.0} and config.init.replay == ("web",)
-    assert dict(rows_of(config))["replay"] == "web: there is no new source, so all of the training tokens"
-    other = {"sources": [{"name": "web", "uris": ["/other"]}], "seq_len": 64}
-    with pytest.raises(ConfigError, match="another source of that name"):
-        child(parent, data=other)
-
-
-def test_no_replay_still_measures_forgetting(parent: Parent) -> None:
-    """The sources are there, for their held-out documents, and no step takes anything of them."""
-    config = child(parent, init={"uri": parent.uri, "replay_share": 0})
-    segments = make_segments(config, mixing_weights(config.data.sources, [1000.0] * 3))
-    assert [segment.asked for segment in segments] == [(1.0, 0.0, 0.0)]
-    assert segments[0].order.mixture.counts(640)[1:] == (0, 0)
-    staged = {"sources": [source("new")], "seq_len": 64, "curriculum": [{"until": 0.5}, {"seq_len": 128}]}
-    config = child(parent, data=staged, init={"uri": parent.uri, "replay_share": 0})
-    assert [segment.shares for segment in config.data.curriculum] == [(1.0, 0.0, 0.0)] * 2
-
-
-def test_segments_with_shares_leave_room_for_replay(parent: Parent) -> None:
-    sources = [source("new", share=0.5), source("other", share=0.5)]
-    staged = {"sources": sources, "seq_len": 64, "curriculum": [{"until": 0.5, "shares": [1, 0]}, {}]}
-    config = child(parent, data=staged)
-    assert config.data.curriculum[0].shares == pytest.approx((0.5, 0, 0.375, 0.125))
-    assert config.data.curriculum[1].shares is None
-    assert shares(config) == pytest.approx({"new": 0.25, "other": 0.25, "web": 0.375, "code": 0.125})
 
 
 # ---------------------------------------------------------------------------------------------------- again and again
