@@ -4,8 +4,8 @@ operation.
 Kept by a pre-norm block for each token (SwiGLU, no dropout), in elements: what each norm reads (2 H), what the first
 products of a sub-layer read (2 H), rotated queries and keys, values and the output of attention (2 N D + 2 M D), gate,
 activated gate, up and their product (4 F), and for each head the float32 log of the softmax's sum. Kernels differ: on
-CUDA a norm keeps its input as it came and dropout a byte per element; on the CPU RMSNorm keeps its input and its
-normalised input in float32, dropout a factor per element, and a masked attention its mask in every block.
+CUDA a norm keeps its input as it came and dropout a byte per element; on the CPU RMSNorm in bfloat16 keeps its input
+and its normalised input in float32, dropout a factor per element, and a masked attention its mask in every block.
 
 tests/model/test_memory_plan.py compares this with what autograd really keeps on the CPU. torch.compile keeps less, by
 an amount that is its own.
@@ -65,7 +65,8 @@ def _norm(config: ModelConfig, run: Pass, kind: str, elements: int, vectors: int
     """Of a norm over so many elements per token in so many vectors, without its output."""
     if kind == "layernorm":
         return element * elements + 8 * vectors
-    return (8 if run.device == "cpu" else element) * elements + 4 * vectors
+    has_no_kernel = run.device == "cpu" and (element != 4 or run.tensor_parallel > 1)  # see norms.py
+    return (8 if has_no_kernel else element) * elements + 4 * vectors
 
 
 def _into_products(run: Pass, elements: int, products: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretrainer.config import ModelConfig
 from pretrainer.model.masks import Mask, attend
+from pretrainer.model.norms import RMSNorm
 from pretrainer.model.positions import apply_rotary
 
 
@@ -59,8 +60,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.hidden, keys, bias=has_bias)
         self.v = nn.Linear(config.hidden, keys, bias=has_bias)
         self.o = nn.Linear(queries, config.hidden, bias=config.bias == "all")
-        self.q_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
 
     def _split(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         x = x.unflatten(-1, (-1, self.head_width))  # [B, S, N or M, D]

@@ -1,4 +1,4 @@
-"""Feed-forward layers and norms: the parts of a block that look at one token at a time.
+"""Feed-forward layers and dropout: parts of a block that look at one token at a time.
 
 Shapes: B rows, S tokens, H hidden, F width of the layer.
 """
@@ -6,9 +6,12 @@ Shapes: B rows, S tokens, H hidden, F width of the layer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pretrainer.config import ModelConfig
 
@@ -17,8 +20,24 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+class _ReluSquared(torch.autograd.Function):
+    """Keeps max(x, 0) alone, which the gradient 2 max(x, 0) needs, where autograd would walk through two functions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = x.relu()
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2)
+
+
 def _relu_squared(x: Tensor) -> Tensor:
-    return F.relu(x).square()
+    return _ReluSquared.apply(x)
 
 
 # Of the gate where there is one: SwiGLU, GEGLU (Shazeer 2020, arXiv:2002.05202); GELU (Hendrycks & Gimpel 2016), with
@@ -50,8 +69,6 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467) or LayerNorm (Ba et al. 2016) over H."""
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.hidden, eps=config.norm_eps)
-    return nn.LayerNorm(config.hidden, eps=config.norm_eps, bias=config.bias == "all")
+def make_dropout(config: ModelConfig) -> nn.Module:
+    """Dropout; without any, a module that does nothing: torch's own takes 25 us to do it, nine times in four layers."""
+    return nn.Dropout(config.dropout) if config.dropout else nn.Identity()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pretrainer.config import ModelConfig, RopeScalingConfig
 
@@ -99,10 +101,33 @@ def rotary_tables(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tenso
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, heads, S, D] by its positions; computed in float32, returned in the type of x."""
-    first, second = x.float().chunk(2, dim=-1)
-    rotated = torch.cat((-second, first), dim=-1)
-    return (x.float() * cos + rotated * sin).to(x.dtype)
+    """Rotate x [B, heads, S, D] by its positions; computed in float32, returned in the type of x.
+
+    The gradient of a rotation is the rotation back, so autograd keeps nothing but the tables.
+    """
+    return _Rotation.apply(x, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(gradient, cos, sin, -1.0), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
+    """Two passes over memory instead of the five of x * cos + cat(-second, first) * sin."""
+    half, wide = x.shape[-1] // 2, x.float()
+    turned = wide * cos
+    turned[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-direction)
+    turned[..., half:].addcmul_(wide[..., :half], sin[..., half:], value=direction)
+    return turned.to(x.dtype)
 
 
 def alibi_slopes(heads: int) -> list[float]:

@@ -5,7 +5,7 @@ attention. `ModelConfig` turns it into GPT-2, GPT-3, Mistral, Mixtral or Qwen2.5
 masked language models. Departures: embeddings may be tied, dropout may be used, attention may be kept inside the
 documents of a packed row.
 
-One file per part: positions.py, masks.py, attention.py, ffn.py, moe.py with balance.py, init.py.
+One file per part: positions.py, masks.py, attention.py, norms.py, ffn.py, moe.py with balance.py, init.py.
 
 Shapes: B rows, S tokens, H hidden, V vocabulary.
 """
@@ -21,10 +21,11 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from pretrainer.config import ModelConfig
 from pretrainer.model.attention import Attention, Context, KVCache
-from pretrainer.model.ffn import FeedForward, make_norm
+from pretrainer.model.ffn import FeedForward, make_dropout
 from pretrainer.model.init import init_weights
 from pretrainer.model.masks import Mask, Pattern, make_mask
 from pretrainer.model.moe import MixtureOfExperts, Routing
+from pretrainer.model.norms import make_norm
 from pretrainer.model.positions import rotary_tables
 from pretrainer.model.ring import Ring
 
@@ -41,7 +42,7 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.ffn_norm = make_norm(config)
         self.ffn = MixtureOfExperts(config) if config.moe.experts else FeedForward(config, config.ffn_width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = make_dropout(config)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Routing | None]:
         if self.post_norm:  # Vaswani et al. 2017, arXiv:1706.03762
@@ -76,7 +77,7 @@ class Transformer(nn.Module):
         if config.positions == "learned":
             assert config.context is not None
             self.embed_positions = nn.Embedding(config.context, config.hidden)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = make_dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.Identity() if config.norm_position == "post" else make_norm(config)
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden, vocab_size, bias=False)

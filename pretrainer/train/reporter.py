@@ -141,6 +141,7 @@ class Reporter:
                 "tokens_per_s": rate,
                 "data_wait_s": self.interval.wait_s,
                 "elapsed_s": elapsed,
+                "is_first": self.steps_here == 1,
                 "data_wait_fraction": waited,
                 "mfu": mfu,
                 "world_size": self.world,

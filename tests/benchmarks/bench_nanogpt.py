@@ -19,7 +19,8 @@ first of a piece is predicted once from those before it in its window (1 to 64 o
 is divided by the number of characters predicted. One id is one character in both.
 
 Time is that of the training steps, without start-up, evaluation and checkpoints. Through Ray it is what the trainer
-logs: tokens over tokens per second, with the stream running beside it.
+logs: tokens over tokens per second, with the stream running beside it; the first step, which waits for the stream to
+begin, is start-up. nanoGPT's has both cores of its machine to itself, ours shares them with the stream.
 """
 
 from __future__ import annotations

@@ -103,3 +103,10 @@ def test_the_time_of_a_checkpoint_is_no_training_time(
     monkeypatch.setattr(module.time, "perf_counter", lambda: 112.0)
     reporter._flush(TrainState(step=1), result_of(1.0, 1.0))
     assert recorder.events[0]["elapsed_s"] == 8.0 and recorder.events[0]["tokens_per_s"] == 80.0
+
+
+def test_the_first_step_of_a_start_is_told_as_such(reporter: Reporter, recorder: Recorder) -> None:
+    monitor = SimpleNamespace(source_losses=lambda: [])
+    for step in (1, reporter.spec.config.train.log_every_steps):
+        reporter.step(TrainState(step=step), result_of(1.0, 1.0), 0.1, 8, 0.0, monitor)  # type: ignore[arg-type]
+    assert [event["is_first"] for event in recorder.events] == [True, False]

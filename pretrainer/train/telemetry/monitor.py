@@ -205,7 +205,8 @@ class Monitor:
         model, scale = self.model, None if loss_scale is None else loss_scale.scale
         accumulate_runs(model, [(batch, live) for batch in one.micro_batches], 1.0, scale)
         take_expert_tokens(model)
-        norm = gradient_norm(model) if scale is None else gradient_norm(model) / scale
+        norm = gradient_norm(model.parameters())
+        norm = norm if scale is None else norm / scale
         if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):  # a replica, or alone
             norm = sum_over_ranks(norm.double() ** 2).sqrt()
         model.zero_grad(set_to_none=True)

@@ -80,9 +80,10 @@ class Recorder:
         fresh = [step for step in event["steps"] if step["step"] > self.logged_step]
         if fresh:
             self.logged_step = fresh[-1]["step"]
-        self.sums["data_wait_s"] += event["data_wait_s"]
-        self.sums["elapsed_s"] += event["elapsed_s"]
-        self.sums["tokens"] += event["tokens_per_s"] * event["elapsed_s"]
+        if not event["is_first"]:  # of a start: it waited for the stream to begin, which is start-up time
+            self.sums["data_wait_s"] += event["data_wait_s"]
+            self.sums["elapsed_s"] += event["elapsed_s"]
+            self.sums["tokens"] += event["tokens_per_s"] * event["elapsed_s"]
         return {**event, "steps": fresh}
 
     def _note(self, event: dict[str, Any]) -> None:

@@ -89,7 +89,8 @@ CLIENT = """
     for step in range(1, 6):
         one = {"step": step, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 1.0}
         recorder.record({"kind": "steps", "step": step, "steps": [one], "tokens": 1, "tokens_per_s": 1.0,
-            "data_wait_s": 0.0, "elapsed_s": 1.0, "data_wait_fraction": 0.0, "mfu": None, "world_size": 1})
+            "data_wait_s": 0.0, "elapsed_s": 1.0, "is_first": False, "data_wait_fraction": 0.0, "mfu": None,
+            "world_size": 1})
     print("recorded", recorder.flush(0.2), flush=True)
     try:
         recorder.finish("completed", {})

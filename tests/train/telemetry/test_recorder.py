@@ -51,12 +51,13 @@ def notes() -> Iterator[Notes]:
     notes.is_away = False  # else the outbox goes on trying as long as the process lives
 
 
-def steps(*numbers: int, elapsed_s: float = 2.0) -> dict[str, Any]:
+def steps(*numbers: int, elapsed_s: float = 2.0, is_first: bool = False) -> dict[str, Any]:
     return {
         "kind": "steps",
         "steps": [{"step": number, "loss": 1.0 / number} for number in numbers],
         "data_wait_s": 0.5,
         "elapsed_s": elapsed_s,
+        "is_first": is_first,
         "tokens_per_s": 100.0,
     }
 
@@ -92,6 +93,14 @@ def test_event_of_the_caller_is_left_as_it_was(notes: Notes) -> None:
     recorder.record(steps(1))
     recorder.record(event)
     assert event == steps(1, 2)
+
+
+def test_the_first_step_of_a_start_is_in_no_total(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    recorder.record(steps(1, elapsed_s=90.0, is_first=True))
+    recorder.record(steps(2, 3, elapsed_s=5.0))
+    recorder.record(steps(4, elapsed_s=60.0, is_first=True))  # after a crash
+    assert recorder.totals() == {"data_wait_s": 0.5, "elapsed_s": 5.0, "tokens": 500.0}
 
 
 def test_totals_are_sums_over_intervals(notes: Notes) -> None:
