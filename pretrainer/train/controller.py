@@ -62,7 +62,10 @@ class FailureReport(ControllerCallback):
         self.recorder.keep_controller.remote(ray.get_runtime_context().current_actor)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        event = failure_event(getattr(current_state, "training_failed_error", None))
+        error = getattr(current_state, "training_failed_error", None)
+        if error is getattr(previous_state, "training_failed_error", None):
+            return  # while it waits for nodes, the controller enters the same state again ten times a second
+        event = failure_event(error)
         if event is not None:
             self.recorder.record.remote(event)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -249,6 +250,18 @@ def test_waiting_for_resources_and_a_running_group_are_no_failures() -> None:
     failed = SimpleNamespace(training_failed_error=WorkerGroupError("ended", {0: OSError("disk")}))
     report.after_controller_state_update(nothing, failed)
     assert [event["ranks"] for event in told] == [[0]]
+
+
+def test_a_failure_is_told_once_however_long_it_waits_for_nodes() -> None:
+    """Ray's controller goes from its state to the same state while there are too few nodes, ten times a second."""
+    told: list[dict[str, Any]] = []
+    report = FailureReport(cast(Any, SimpleNamespace(record=SimpleNamespace(remote=told.append))))
+    waiting = RestartingState(training_failed_error=WorkerGroupError("ended", {0: OSError("disk")}))
+    another = ReschedulingState(training_failed_error=WorkerGroupError("ended", {0: OSError("disk")}))
+    states = [SimpleNamespace(), waiting, waiting, waiting, SimpleNamespace(), another, another]
+    for previous, current in pairwise(states):
+        report.after_controller_state_update(previous, current)
+    assert len(told) == 2
 
 
 def test_states_of_ray_s_controller_carry_the_error() -> None:
