@@ -3,11 +3,12 @@
 # make test-all [KUBERAY_CRDS=folder]      the same with the long tests, and KubeRay's own CRDs if they are there
 # make chaos [KILLS=100]                   random kills over one training, and the proof that nothing changed
 # make demo-crash                          a worker is killed before your eyes, in two minutes
+# make cluster-demo                        Ray's autoscaler grows a training from no node; nodes are lost and come back
 #
 # Each does its own set-up in .venv; choose another Python with PYTHON=/path/to/python3.12.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-all chaos demo-crash lint clean
+.PHONY: help setup pretrain test test-all chaos demo-crash cluster-demo lint clean
 
 ARGS ?=
 KILLS ?= 100
@@ -75,6 +76,9 @@ chaos: $(VENV)/.test
 
 demo-crash: $(VENV)/.test
 	$(RUN) -m tests.faults.demo_crash
+
+cluster-demo: $(VENV)/.test
+	$(RUN) -m tests.faults.cluster_demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

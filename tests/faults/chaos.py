@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -38,11 +38,13 @@ STEP = re.compile(r"\] step +([\d,]+)/")
 
 
 class Run:
-    """The pipeline in the background; its terminal goes to a file."""
+    """The pipeline in the background; its terminal goes to a file. through: a command that starts another one."""
 
-    def __init__(self, config: Path, name: str, env: dict[str, str], *arguments: str) -> None:
-        self.command = [sys.executable, "-m", "pipelines.pretrain", "--config", str(config), f"run.name={name}"]
-        self.command += arguments
+    def __init__(
+        self, config: Path, name: str, env: dict[str, str], *arguments: str, through: Sequence[str] = ()
+    ) -> None:
+        self.command = [*through, sys.executable, "-m", "pipelines.pretrain", "--config", str(config)]
+        self.command += [f"run.name={name}", *arguments]
         self.env, self.folder = {**os.environ, **env}, config.parent / "runs" / name
         self.log = config.parent / f"{name}.log"
         self.start()

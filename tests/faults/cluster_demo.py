@@ -1,0 +1,159 @@
+"""Ray's own autoscaler grows a training from nothing, a node is lost and one is taken away: the batches are the same.
+
+    python -m tests.faults.cluster_demo [--page FILE]        (make cluster-demo)
+
+A head without a worker gets an elastic job of one to three workers. The autoscaler starts simulated nodes, which are
+real raylets (cluster/local/start.py), and the training grows; one node is killed, another gets a preemption notice;
+each time it shrinks, new nodes come, and it grows again. At the end every step's digest and the order digest must be
+those of a run with one worker that nobody disturbed. A page shows loss and world size over the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.e2e.head import BIN, REPOSITORY, free_port, tiny_config, two_sources
+from tests.faults.chaos import Run, client_env, raylets
+
+NOTICE_S = 40
+
+
+def local_start() -> Any:
+    """The module cluster/local/start.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("local_start", REPOSITORY / "cluster/local/start.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_config(folder: Path, steps: int) -> Path:
+    train = {"steps": steps, "checkpoint_every_steps": 20, "validate_every_steps": steps, "sample_every_steps": steps}
+    train |= {"log_every_steps": 5, "resize_stable_s": 2, "cpus_per_worker": 0.5}
+    return tiny_config(folder, [{**s, "max_epochs": 12} for s in two_sources(folder / "corpus")], train=train)
+
+
+@dataclass
+class Timeline:
+    """What happened when, for the terminal."""
+
+    started_s: float = field(default_factory=time.monotonic)
+    rows: list[str] = field(default_factory=list)
+
+    def say(self, words: str) -> None:
+        self.rows.append(f"  {time.monotonic() - self.started_s:5.0f} s  {words}")
+        print(self.rows[-1], flush=True)
+
+
+def workers_begin(run: Run, start: int, least: int, most: int) -> int:
+    """Wait until so many workers have begun, in what the terminal says from `start` on; returns how many."""
+
+    def begun() -> int | None:
+        sizes = [int(line.split("] ")[1].split()[0]) for line in run.text()[start:].splitlines()
+                 if "workers begin at step" in line]  # fmt: skip
+        return next((size for size in reversed(sizes) if least <= size <= most), None)
+
+    return int(run.wait(begun, f"{least} to {most} workers"))
+
+
+def disturb(run: Run, cluster: Any, timeline: Timeline, most: int, kinds: list[str]) -> None:
+    """Let it grow, then take nodes away, each time until it has grown again."""
+    grown = workers_begin(run, 0, 2, most)
+    timeline.say(f"{len(cluster.nodes())} nodes, training has grown to {grown} workers")
+    for kind in kinds:
+        seen = len(run.steps_seen())
+        run.wait(lambda seen=seen: len(run.steps_seen()) > seen, "a step")
+        at, node_id = len(run.text()), run.wait(lambda: node_with_trainers(cluster), "a node that trains")
+        if kind == "kill":
+            cluster.nodes()[node_id].kill()
+            timeline.say("a node is killed")
+        else:
+            drain(cluster, node_id)
+            timeline.say(f"a node gets notice: gone in {NOTICE_S} s")
+        fewer = workers_begin(run, at, 1, most)
+        timeline.say(f"training goes on with {fewer} workers")
+        if fewer < 2:
+            timeline.say(f"training has grown to {workers_begin(run, at, 2, most)} workers")
+
+
+def node_with_trainers(cluster: Any) -> str | None:
+    """The id of a node that runs a trainer."""
+    for node_id, raylet in cluster.nodes().items():
+        with contextlib.suppress(psutil.Error):
+            if any("RayTrainWorker" in " ".join(child.cmdline()) for child in raylet.children(recursive=True)):
+                return str(node_id)
+    return None
+
+
+def drain(cluster: Any, node_id: str) -> None:
+    """A preemption notice, as a cloud's spot handler gives it."""
+    subprocess.run(
+        [str(BIN / "ray"), "drain-node", f"--address={cluster.gcs}", f"--node-id={node_id}",
+         "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=demo",
+         f"--deadline-remaining-seconds={NOTICE_S}"],
+        check=True, capture_output=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+
+
+def demo(folder: Path, steps: int, most: int, kinds: list[str]) -> Run:
+    """Run it; returns the finished run. AssertionError where a digest differs from the undisturbed run."""
+    config = write_config(folder, steps)
+    env = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+    with raylets(1, num_cpus=2) as alone:
+        reference = Run(config, "undisturbed", client_env(alone), "train.num_workers=1")
+        expected, digests = reference.finish(), reference.digests()
+    timeline = Timeline()
+    timeline.say(f"the undisturbed run is over: order digest {expected['order_digest'][:16]}")
+    os.environ |= env
+    cluster = local_start().LocalCluster.start(folder, max_nodes=most, idle_minutes=0.2, dashboard_port=free_port())
+    try:
+        timeline.say(f"a head with {len(cluster.nodes())} nodes; an elastic job of 1 to {most} workers is submitted")
+        job = [str(BIN / "ray"), "job", "submit", f"--address={cluster.dashboard}", "--"]
+        more = (f"train.num_workers=[1,{most}]", "cluster.autoscaling=true", "cluster.shared_storage=true")
+        run = Run(config, "elastic", env, *more, through=job)
+        try:
+            disturb(run, cluster, timeline, most, kinds)
+            summary = run.finish()
+        finally:
+            run.stop()
+        timeline.say(f"the job is done: order digest {summary['order_digest'][:16]}")
+        deadline_s = time.monotonic() + 90
+        while cluster.nodes() and time.monotonic() < deadline_s:
+            time.sleep(1)
+        timeline.say(f"{len(cluster.nodes())} nodes are left: the autoscaler has taken the others back")
+        assert not cluster.nodes(), "the cluster does not scale to zero when the run is over"
+    finally:
+        cluster.stop()
+    assert run.digests() == digests, "a step's digest differs from the undisturbed run"
+    assert summary["order_digest"] == expected["order_digest"]
+    assert len(summary["world_sizes"]) > 1 and summary["restarts"] >= len(kinds)
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--page", type=Path, default=Path("cluster-demo.html"), help="loss and world size, as a page")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="cluster-demo-") as name:
+        run = demo(Path(name), options.steps, most=3, kinds=["kill", "drain"])
+        shutil.copy(run.folder / "report/report.html", options.page)
+    print(f"every digest is that of the undisturbed run; loss and world size over the steps: {options.page}")
+
+
+if __name__ == "__main__":
+    main()
