@@ -51,7 +51,7 @@ class _CPURMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        gradient, width = gradient.contiguous(), x.shape[-1]
+        width = x.shape[-1]
         by_x, by_weight, _by_bias = torch.ops.aten.native_layer_norm_backward(
             gradient, x, [width], torch.zeros_like(scale), scale, weight, None, [True, True, False]
         )
