@@ -66,7 +66,7 @@ lint: $(VENV)/.test
 	$(RUN) -m mypy pretrainer pipelines
 
 test: lint
-	$(RUN) -m pytest -q $(SIDE_BY_SIDE) --cov --cov-report=term $(ARGS)
+	$(RUN) -m pytest -q $(SIDE_BY_SIDE) $(ARGS)
 
 test-all: lint
 	$(RUN) -m pytest -q $(SIDE_BY_SIDE) --cov --cov-report=term -m "" $(ARGS)

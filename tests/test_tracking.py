@@ -64,6 +64,7 @@ def steps(*numbers: int, mfu: float | None = None) -> dict[str, Any]:
         "tokens_per_s": 100.0,
         "data_wait_s": 0.1,
         "elapsed_s": 1.0,
+        "is_first": False,
         "data_wait_fraction": 0.1,
         "mfu": mfu,
         "world_size": 2,
