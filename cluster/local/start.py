@@ -101,7 +101,8 @@ class LocalCluster:
 
     @classmethod
     def start(
-        cls, folder: Path, max_nodes: int, node_cpus: int = 1, idle_minutes: float = 1.0, dashboard_port: int = 8265
+        cls, folder: Path, max_nodes: int, node_cpus: int = 1, idle_minutes: float = 1.0, dashboard_port: int = 8265,
+        **environment: str,
     ) -> LocalCluster:
         """Returns when the dashboard answers; what the head prints goes to a file in the folder."""
         port, config = free_port(), folder / "autoscaling.json"
@@ -115,8 +116,9 @@ class LocalCluster:
         ]  # fmt: skip
         with (folder / "head.log").open("wb") as log:
             process = subprocess.Popen(
-                command, env=head_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+                command, env={**head_environment(), **environment}, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
         cluster = cls(process, gcs, f"http://127.0.0.1:{dashboard_port}")
         cluster.wait(dashboard_port)
         return cluster

@@ -74,9 +74,9 @@ def _into_products(run: Pass, elements: int, products: int) -> int:
     return run.element * elements * (products if run.casts else 1)
 
 
-def _dropout(config: ModelConfig, run: Pass) -> int:
-    """Of dropout on one output of width H."""
-    each = 1 if run.device == "cuda" else run.element
+def _dropout(config: ModelConfig, run: Pass, element: int) -> int:
+    """Of dropout on one output of width H, whose elements have so many bytes."""
+    each = 1 if run.device == "cuda" else element
     return each * config.hidden if config.dropout else 0
 
 
@@ -124,7 +124,7 @@ def attention_bytes(config: ModelConfig, run: Pass, layer: int) -> int:
     # Norms of queries and keys read the products' outputs; what they give is rotated into tensors of their own.
     norms = _norm(config, run, "rmsnorm", queries + keys, vectors, run.element) if config.qk_norm else 0
     inside = norms + _kernel(config, run) + _mask(config, run, layer)
-    return _into_products(run, config.hidden, 3) + inside + _dropout(config, run)
+    return _into_products(run, config.hidden, 3) + inside + _dropout(config, run, run.element)
 
 
 def _inner(config: ModelConfig, width: int) -> int:
@@ -139,14 +139,16 @@ def ffn_bytes(config: ModelConfig, run: Pass) -> int:
     moe, hidden, first = config.moe, config.hidden, 2 if config.gated else 1
     width = config.ffn_width // run.tensor_parallel
     if moe.experts == 0:
-        return _into_products(run, hidden, first) + run.element * _inner(config, width) + _dropout(config, run)
+        kept = _into_products(run, hidden, first) + run.element * _inner(config, width)
+        return kept + _dropout(config, run, run.element)
     # Router: what it reads in float32, logits and scores, the choice and its weights; two permutations of int64.
     router = 4 * hidden + 8 * moe.experts + 32 * moe.top_k + 8
     routed = _into_products(run, hidden, first) + run.element * (_inner(config, width) + hidden)  # read, inside, given
     shared = run.element * _inner(config, moe.shared_experts * width)
     if moe.shared_experts and run.half:  # in float32 they read what the router reads
         shared += _into_products(run, hidden, first)
-    return router + moe.top_k * routed + shared + _dropout(config, run)
+    # The router's weights are float32, and under autocast with them what the experts give together.
+    return router + moe.top_k * routed + shared + _dropout(config, run, run.stream)
 
 
 def _norms(config: ModelConfig, run: Pass) -> int:
@@ -192,7 +194,7 @@ def _first_bytes(config: ModelConfig, run: Pass) -> int:
     """Before the first block, for one token: ids and rotary tables."""
     looked_up = 16 if config.positions == "learned" else 8
     rotary = 8 * config.width_per_head if config.positions == "rope" else 0
-    return looked_up + rotary + _dropout(config, run)
+    return looked_up + rotary + _dropout(config, run, run.stream)
 
 
 def _last_bytes(config: ModelConfig, run: Pass) -> int:

@@ -23,7 +23,7 @@ class RMSNorm(nn.RMSNorm):
     """torch's, with a faster backward pass on the CPU where it runs operation by operation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _runs_on_cpu(x, self.weight):
+        if self.eps is None or not _runs_on_cpu(x, self.weight):
             return super().forward(x)
         return _CPURMSNorm.apply(x, self.weight, self.eps)
 

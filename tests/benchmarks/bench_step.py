@@ -7,8 +7,8 @@ written here and shares no code with it: modules, `scaled_dot_product_attention`
 of the gradient. Both have C's malloc set as trainers on CPU have it. They take turns step by step in one process, since
 this machine's speed drifts by more than what is measured, and both are built anew several times, since where a tensor
 lies in memory decides some per cent. The ratio of the median steps of a build counts, of the builds their median. The
-bar is 97 % for a model of 5 M parameters; the smaller ones show what an operation costs beside its arithmetic, with
-three products for queries, keys and values where the plain loop has one.
+bar is 97 %. The smallest shape shows what an operation costs beside its arithmetic: ours has three products for
+queries, keys and values where the plain loop has one.
 """
 
 from __future__ import annotations
@@ -197,7 +197,6 @@ class Race:
 
     plain_s: float
     ours_s: float
-    steps: int
 
     @property
     def ratio(self) -> float:
@@ -218,7 +217,7 @@ def race(shape: Shape, seconds: float, ours_first: bool) -> Race:
             started_s = time.perf_counter()
             steps[name]()
             found[name].append(time.perf_counter() - started_s)
-    return Race(statistics.median(found["plain"]), statistics.median(found["ours"]), len(found["ours"]))
+    return Race(statistics.median(found["plain"]), statistics.median(found["ours"]))
 
 
 def profile(step: Step) -> str:

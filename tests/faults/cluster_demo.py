@@ -118,8 +118,8 @@ def demo(folder: Path, steps: int, most: int, kinds: list[str]) -> Run:
         expected, digests = reference.finish(), reference.digests()
     timeline = Timeline()
     timeline.say(f"the undisturbed run is over: order digest {expected['order_digest'][:16]}")
-    os.environ |= env
-    cluster = local_start().LocalCluster.start(folder, max_nodes=most, idle_minutes=0.2, dashboard_port=free_port())
+    start = local_start().LocalCluster.start
+    cluster = start(folder, max_nodes=most, idle_minutes=0.2, dashboard_port=free_port(), **env)
     try:
         timeline.say(f"a head with {len(cluster.nodes())} nodes; an elastic job of 1 to {most} workers is submitted")
         job = [str(BIN / "ray"), "job", "submit", f"--address={cluster.dashboard}", "--"]
