@@ -18,9 +18,8 @@ Both are judged by one function: every held-out piece is cut into windows of 64 
 first of a piece is predicted once from those before it in its window (1 to 64 of them). The sum of nats over all pieces
 is divided by the number of characters predicted. One id is one character in both.
 
-Time is that of the training steps, without start-up, evaluation and checkpoints. Through Ray it is what the trainer
-logs: tokens over tokens per second, with the stream running beside it; the first step, which waits for the stream to
-begin, is start-up. nanoGPT's has both cores of its machine to itself, ours shares them with the stream.
+Time is that of the training steps, without start-up, evaluation and checkpoints; through Ray it is what the trainer
+logs, with the stream beside it. The first step waits for the stream to begin and belongs to start-up.
 """
 
 from __future__ import annotations
@@ -289,8 +288,8 @@ def run_through_ray(text: str, folder: Path, overrides: Sequence[str]) -> tuple[
     """The command that a person would give; the split is read from the run's folder."""
     (folder / "input.txt").write_text(text)
     given = [f"data.sources.0.uris={folder / 'input.txt'}", f"run.storage={folder / 'runs'}", *overrides]
-    command = [sys.executable, "-m", "pipelines.pretrain", "--config", str(CONFIG), *given]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+    command = ["-m", "pipelines.pretrain", "--config", str(CONFIG), *given]
+    subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=True)
     config, run = load_config(str(CONFIG), given), Store(str(folder / "runs" / "characters"))
     summary = json.loads(run.read("summary.json"))
     held_out = from_ipc(run.read("data/held_out/text.documents.arrow")).column("text").to_pylist()
