@@ -110,7 +110,8 @@ def config_of(card: dict[str, Any], overrides: Sequence[str], folder: str) -> Co
 
 def fit_readers(config: Config, there: Cluster) -> Config:
     """No trainer takes part, and the machine may be smaller than the run's: what a reader asks for decides no token."""
-    asks, has = data_cpus(config.data), FREE_CPUS * there.cpus
+    asks = data_cpus(config.data)
+    has = FREE_CPUS * (there.cpus if there.data_cpus is None else there.data_cpus)
     if asks <= has:
         return config
     cpus = max(0.02, int(100 * config.data.read_cpus * has / asks) / 100)

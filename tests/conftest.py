@@ -37,7 +37,7 @@ def no_test_draws_from_the_one_before() -> None:
 
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A head node of this session's own, without authentication, with a dashboard and job server."""
+    """A head node of this session's own, with a token, a dashboard and job server."""
     head = Head.start(tmp_path_factory.mktemp("ray"), cpus=4, **s3.credentials())
     yield head
     head.stop()
@@ -49,12 +49,18 @@ def tmp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class RayInOneProcess(LoadScopeScheduling):
-    """Under `pytest -n 2` one process has all tests that use Ray: it is started once, and no two of them share the
-    cores. (xdist's own marks for this do nothing under pytest 9.2.)"""
+    """Under `pytest -n 2` one process has all tests that use Ray, and begins with them: it is started once, and no two
+    of them share the cores. Others go by file, whose fixtures are then made once. (xdist's own marks for this do nothing
+    under pytest 9.2.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "ray" if USES_RAY & {*file.split("/")} else nodeid
+        return "ray" if USES_RAY & {*file.split("/")} else file
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if "ray" in self.workqueue:
+            self.workqueue.move_to_end("ray", last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayInOneProcess:

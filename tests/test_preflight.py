@@ -117,6 +117,17 @@ def test_number_in_the_message_is_the_largest_that_fits(cpus: float, each: float
     assert f"at most {most} workers" in refusal(sized(most + 1), there(cpus))
 
 
+def test_data_with_nodes_of_its_own_must_fit_into_them_and_trainers_into_the_others() -> None:
+    cluster = dataclasses.replace(there(cpus=4), data_cpus=1.0)
+    asked = config(cluster={"data_subcluster": "data"}, num_workers=3)
+    _check_cpus(asked, cluster)
+    assert "cpus_per_worker=0.5 and the data stages" in refusal(config(num_workers=7), cluster)
+    text = refusal(asked, dataclasses.replace(cluster, data_cpus=0.5))
+    for part in ("cluster.data_subcluster='data'", "0.74 CPUs for 1 sources", "ray-subcluster=data have 0.5"):
+        assert part in text
+    _check_cpus(config(cluster={"data_subcluster": "data", "autoscaling": True}), dataclasses.replace(cluster, cpus=0))
+
+
 def test_cluster_too_small_for_the_data_stages_names_another_remedy() -> None:
     uris = [Path(f"/nowhere/{i}") for i in range(3)]
     text = refusal(config(*uris, num_workers=1, cpus_per_worker=0.5), there(cpus=1.5))

@@ -5,10 +5,11 @@ the same.
 
     python cluster/local/start.py [--max-nodes 3] [--node-cpus 1] [--idle-minutes 1]
 
-Then, in another terminal, with the address that it prints:
+Nobody joins it or submits to it without its token, which lives as long as the cluster. It prints a line that begins
+with `export`: paste it in another terminal, and then
 
-    ray job submit --address http://127.0.0.1:8265 -- python -m pipelines.pretrain --config configs/quickstart.yaml \
-        "train.num_workers=[1,3]" train.cpus_per_worker=0.5 cluster.autoscaling=true cluster.shared_storage=true
+    ray job submit -- python -m pipelines.pretrain "train.num_workers=[1,3]" train.cpus_per_worker=0.5 \
+        cluster.autoscaling=true cluster.shared_storage=true
 
 Ctrl-C ends the cluster and all of its nodes. Nothing here is for production: see cluster/README.md for that.
 """
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -83,6 +85,14 @@ def head_environment() -> dict[str, str]:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+
+
+def token_environment(folder: Path) -> dict[str, str]:
+    """A new token in a file that only this user can read; what the head, its nodes and its clients must have set."""
+    path = folder / "auth_token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 
 def free_port() -> int:
@@ -169,12 +179,14 @@ def main() -> None:
     parser.add_argument("--dashboard-port", type=int, default=8265)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="local-cluster-") as folder:
+        token = token_environment(Path(folder))
         cluster = LocalCluster.start(
-            Path(folder), options.max_nodes, options.node_cpus, options.idle_minutes, options.dashboard_port
+            Path(folder), options.max_nodes, options.node_cpus, options.idle_minutes, options.dashboard_port, **token
         )
         try:
-            print(f"RAY_ADDRESS={cluster.gcs}   dashboard {cluster.dashboard}   0 of {options.max_nodes} nodes")
-            print("Ctrl-C ends it")
+            known = {"RAY_ADDRESS": cluster.gcs, "RAY_API_SERVER_ADDRESS": cluster.dashboard, **token}
+            print("export " + " ".join(f"{name}={value}" for name, value in known.items()))
+            print(f"dashboard {cluster.dashboard}, 0 of up to {options.max_nodes} nodes; Ctrl-C ends it", flush=True)
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
         finally:
             cluster.stop()

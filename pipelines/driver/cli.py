@@ -18,6 +18,7 @@ import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import worker as ray_worker
 
+from pretrainer import subcluster
 from pretrainer.config import Config
 from pretrainer.config_load import format_help, load_config
 from pretrainer.errors import PretrainerError, UserError, find_cause
@@ -69,6 +70,14 @@ class Cluster:
     started_here: bool
     node_memory_bytes: float = math.inf  # what the largest node has for processes; inf where nobody knows
     accelerators: tuple[str, ...] = ()  # Ray's names of the kinds of GPU, such as H100
+    data_cpus: float | None = None  # of the nodes in cluster.data_subcluster; None where trainers share them
+
+    def left_by_data(self, needs: float) -> float:
+        """CPUs for trainers, when the data stages have the CPUs that they need."""
+        return self.cpus - (needs if self.data_cpus is None else self.data_cpus)
+
+    def has_for_data(self, needs: float) -> bool:
+        return (self.cpus if self.data_cpus is None else self.data_cpus) >= needs - 1e-6
 
 
 NOISE = (
@@ -169,7 +178,7 @@ def _join(config: Config, address: str) -> Cluster:
             f"the Ray cluster at {address} has another version of Ray or Python ({' '.join(str(error).split())}): run "
             "this with the environment that started the cluster, or stop that one with `ray stop`"
         ) from error
-    return _describe(context.dashboard_url, started_here=False)
+    return _describe(config, context.dashboard_url, started_here=False)
 
 
 def _start(config: Config) -> Cluster:
@@ -185,12 +194,13 @@ def _start(config: Config) -> Cluster:
         include_dashboard=True,
         log_to_driver=config.cluster.worker_logs,
     )
-    return _describe(context.dashboard_url, started_here=True)
+    return _describe(config, context.dashboard_url, started_here=True)
 
 
-def _describe(dashboard: str | None, started_here: bool) -> Cluster:
+def _describe(config: Config, dashboard: str | None, started_here: bool) -> Cluster:
     resources = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
+    own = config.cluster.data_subcluster
     return Cluster(
         resources.get("CPU", 0.0),
         resources.get("GPU", 0.0),
@@ -199,4 +209,5 @@ def _describe(dashboard: str | None, started_here: bool) -> Cluster:
         started_here,
         max((node["Resources"].get("memory", math.inf) for node in nodes), default=math.inf),
         tuple(sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:"))),
+        None if own is None else subcluster.cpus(own, nodes),
     )

@@ -40,7 +40,7 @@ def evaluation_gpus(config: Config, on_gpu: bool) -> float:
 def _fits(config: Config, cluster: Cluster, on_gpu: bool) -> bool:
     """Whether the cluster has it to spare, beside as many trainers as there may be and the stream."""
     trainers = config.train.worker_range[1]
-    cpus = cluster.cpus - trainers * config.train.cpus_per_worker - data_cpus(config.data)
+    cpus = cluster.left_by_data(data_cpus(config.data)) - trainers * config.train.cpus_per_worker
     gpus = cluster.gpus - trainers * on_gpu
     return cpus >= config.evaluation.cpus - 1e-6 and gpus >= evaluation_gpus(config, on_gpu)
 

@@ -24,6 +24,7 @@ from pretrainer.model.hf import why_no_export
 from pretrainer.model.memory_plan import check_memory, device_bytes, memory_plan, plan_table
 from pretrainer.model.presets import parameter_count
 from pretrainer.storage import Store, redact
+from pretrainer.subcluster import LABEL
 from pretrainer.train.elasticity.resize import sizes_of
 from pretrainer.train.optim.optimizer import check_optimizer
 from pretrainer.train.optim.schedule import check_schedule
@@ -83,8 +84,17 @@ def _check_cpus(config: Config, cluster: Cluster) -> None:
         return
     workers, each = config.train.worker_range[0], config.train.cpus_per_worker
     needs = data_cpus(config.data)
-    if workers * each + needs > cluster.cpus + 1e-6:
-        fit = int((cluster.cpus - needs) / each + 1e-9)
+    if not cluster.has_for_data(needs) and config.cluster.data_subcluster is not None:
+        raise ConfigError(
+            f"cluster.data_subcluster={config.cluster.data_subcluster!r}: the data stages need {needs:g} CPUs for "
+            f"{len(config.data.sources)} sources, and the nodes with the label {LABEL}="
+            f"{config.cluster.data_subcluster} have {cluster.data_cpus:g}: start nodes with `ray start --labels "
+            f"{LABEL}={config.cluster.data_subcluster}`, leave the field out so that data runs beside the "
+            "trainers, or set cluster.autoscaling=true if the cluster can grow"
+        )
+    left = cluster.left_by_data(needs)
+    if workers * each > left + 1e-6:
+        fit = int(left / each + 1e-9)
         remedy = f"use at most {fit} workers" if fit > 0 else "use a smaller data.read_cpus or fewer sources"
         raise ConfigError(
             f"train.num_workers={config.train.num_workers} x train.cpus_per_worker={each:g} and the data stages "
@@ -100,9 +110,13 @@ def check_concurrency(config: Config, cluster: Cluster) -> None:
         return
     wanted = [int(v) for d in config.sweep.space if d.field == "train.num_workers" for v in d.values]
     workers, trials = max([config.train.worker_range[0], *wanted]), config.sweep.max_concurrent_trials
-    needs = workers * config.train.cpus_per_worker + data_cpus(config.data)
-    if trials * needs > cluster.cpus + 1e-6:
-        fit = int(cluster.cpus / needs + 1e-9)
+    trainers, data = workers * config.train.cpus_per_worker, data_cpus(config.data)
+
+    def fits(n: int) -> bool:
+        return n * trainers <= cluster.left_by_data(n * data) + 1e-6 and cluster.has_for_data(n * data)
+
+    if not fits(trials):
+        needs, fit = trainers + data, max((n for n in range(trials) if fits(n)), default=0)
         raise ConfigError(
             f"sweep.max_concurrent_trials={trials} is not possible: a trial needs {needs:g} CPUs ({workers} workers x "
             f"train.cpus_per_worker={config.train.cpus_per_worker:g}, and its data), and the cluster has "
@@ -240,7 +254,8 @@ def _cluster_rows(config: Config, cluster: Cluster) -> list[Row]:
     return [
         (
             "cluster",
-            f"{cluster.nodes} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; data needs {needs:g} CPUs",
+            f"{cluster.nodes} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs; data needs {needs:g} CPUs"
+            + ("" if cluster.data_cpus is None else f" of the {cluster.data_cpus:g} of its own nodes"),
         ),
         (
             "split",

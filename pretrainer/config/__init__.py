@@ -84,6 +84,9 @@ class ClusterConfig:
     """The cluster can grow, so what it has now says nothing about whether the run fits."""
     worker_logs: bool = False
     """Also print what Ray's workers log; they are in the Ray dashboard either way."""
+    data_subcluster: str | None = None
+    """Data stages run on nodes labelled ray-subcluster=<this> alone, trainers on nodes without that label; if none,
+    both run wherever there is room."""
     shared_storage: bool = False
     """All nodes mount the local folder run.storage; without this a local folder is refused on more than one node."""
     heartbeat_s: float = 10.0

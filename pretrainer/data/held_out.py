@@ -73,7 +73,8 @@ def run_pilot(plan: SourcePlan) -> Pilot:
     stream finds it for itself: its ledger has no name yet.
     """
     units = [plan.place(p).unit for p in range(min(plan.config.held_out_chunks, plan.units))]
-    chunks = ray.get([first_chunk.remote(plan, unit) for unit in units])
+    read = first_chunk.options(label_selector=plan.labels)
+    chunks = ray.get([read.remote(plan, unit) for unit in units])
     docs = pa.concat_tables([docs for docs, _sketches, _report in chunks])
     if docs.num_rows == 0:
         raise SourceError(_nothing_kept(plan.source, [report for _docs, _sketches, report in chunks]))
@@ -85,7 +86,7 @@ def run_pilot(plan: SourcePlan) -> Pilot:
     background = _background(docs.column("text"), ranks.argsort(kind="stable")[len(chosen) :])
     kept = DedupIndex(plan.config.dedup).decide(np.arange(len(chosen), dtype=np.int64), sketches.select(chosen)).kept
     share = sum(pc.binary_length(docs.column("text")).to_pylist()) / sum(r.bytes_read for _d, _s, r in chunks)
-    held = ray.get(_edited.remote(plan, docs.take(chosen[kept])))
+    held = ray.get(_edited.options(label_selector=plan.labels).remote(plan, docs.take(chosen[kept])))
     return Pilot(held, min(1.0, share), background)
 
 
@@ -168,7 +169,7 @@ def _write_held_out(plan: SourcePlan, docs: pa.Table, data: Store) -> HeldOut:
     sketches = signatures(docs.column("text"), plan.config.dedup, docs.column("url"))
     data.create(f"held_out/{plan.source.name}.sketches.arrow", to_ipc(sketches.to_table()))
     data.create(f"held_out/{plan.source.name}.documents.arrow", to_ipc(docs))
-    docs, tokenized = ray.get(_tokenized.remote(plan, docs))
+    docs, tokenized = ray.get(_tokenized.options(label_selector=plan.labels).remote(plan, docs))
     lengths = np.array([len(t) for t in tokenized.column("tokens")])
     used = max(1, int(np.searchsorted(np.cumsum(lengths), plan.config.held_out_max_tokens, side="right")))
     docs, tokenized = docs.slice(0, used), tokenized.slice(0, used)

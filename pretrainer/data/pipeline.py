@@ -59,10 +59,10 @@ def in_order(cpus: float) -> dict[str, Any]:
     }
 
 
-def configure_context(look_ahead_chunks: int, look_ahead_blocks: int) -> None:
-    """Set this process's data context for the stream."""
+def configure_context(look_ahead_chunks: int, look_ahead_blocks: int, labels: dict[str, str] | None = None) -> None:
+    """Set this process's data context for the stream; its tasks run on nodes with these labels alone."""
     context = DataContext.get_current()
-    context.execution_options = ExecutionOptions(preserve_order=True)
+    context.execution_options = ExecutionOptions(preserve_order=True, label_selector=labels or None)
     context.execution_options.verbose_progress = False
     context.target_max_block_size = 1
     context.execution_no_progress_timeout_s = -1
@@ -79,7 +79,7 @@ def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
 
 def curate(plan: SourcePlan) -> Iterator[int]:
     """Curate one source to its end into its ledger; yields how many leading units are committed, as they are."""
-    configure_context(plan.config.look_ahead_chunks, look_ahead_blocks=plan.config.look_ahead_chunks)
+    configure_context(plan.config.look_ahead_chunks, plan.config.look_ahead_chunks, plan.labels)
     committed = plan.ledger.committed_units()
     if committed < plan.units:
         chunks = chunk_stream(plan, committed, plan.units)
@@ -131,7 +131,7 @@ def build_stream(
     plans: Sequence[SourcePlan], order: SegmentOrder, first_block: int, look_ahead_blocks: int
 ) -> ray.data.Dataset:
     """The mixed stream of a segment, from the mixing cycle that holds global slot block `first_block`."""
-    configure_context(plans[0].config.look_ahead_chunks, look_ahead_blocks)
+    configure_context(plans[0].config.look_ahead_chunks, look_ahead_blocks, plans[0].labels)
     _start, by_source = order.restart(first_block)
     active = [i for i, share in enumerate(order.shares) if share]
     streams = [source_stream(plans[i], by_source[i]) for i in active]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pretrainer import subcluster
 from pretrainer.config import DataConfig, SourceConfig
 from pretrainer.data.ledger.ledger import Ledger, open_ledger
 from pretrainer.data.ledger.windows import WindowLog
@@ -28,10 +29,16 @@ class SourcePlan:
     units: int
     specials: Specials = Specials()
     begin: tuple[int, int] = (0, 0)  # (stream position, chunk) of the first chunk that is packed
+    subcluster: str | None = None  # cluster.data_subcluster
 
     @property
     def source(self) -> SourceConfig:
         return self.config.sources[self.index]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of the nodes that its tasks may run on; any node if empty."""
+        return subcluster.selector(self.subcluster)
 
     @property
     def positions(self) -> int:
@@ -79,10 +86,12 @@ class Place:
     curated_at: int  # its position in epoch 0, which is its name in the ledger
 
 
-def draft_plans(config: DataConfig, manifest: Manifest, data: Store) -> list[SourcePlan]:
+def draft_plans(
+    config: DataConfig, manifest: Manifest, data: Store, subcluster: str | None = None
+) -> list[SourcePlan]:
     """A plan by source, its fingerprints still unknown: enough to read and to filter."""
     units = [len(UnitPlan(manifest, i, config.chunk_bytes)) for i in range(len(config.sources))]
-    return [SourcePlan(i, data.uri, config, "", "", count) for i, count in enumerate(units)]
+    return [SourcePlan(i, data.uri, config, "", "", count, subcluster=subcluster) for i, count in enumerate(units)]
 
 
 @lru_cache(maxsize=8)

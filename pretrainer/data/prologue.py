@@ -74,7 +74,7 @@ def freeze(config: Config, data: Store, held_before: Mapping[str, pa.Table] | No
     """
     manifest = freeze_manifest(config, data)
     freeze_resources(resource_uris(config.data), data)
-    drafts = draft_plans(config.data, manifest, data)
+    drafts = draft_plans(config.data, manifest, data, config.cluster.data_subcluster)
     pilots = [run_pilot(plan) for plan in drafts]
     before = held_before or {}
     held = [before.get(plan.source.name, pilot.held) for plan, pilot in zip(drafts, pilots, strict=True)]
@@ -137,7 +137,7 @@ def thaw(config: Config, data: Store, own: Store | None = None) -> Frozen:
         raise UserError(f"{data.uri} is not complete ({error.filename}): start the run, then ask again") from None
     tokenizer, sizes = load_tokenizer(data.uri), freeze_sizes([], data)
     return Frozen(
-        _plans(draft_plans(config.data, manifest, data), parts, tokenizer),
+        _plans(draft_plans(config.data, manifest, data, config.cluster.data_subcluster), parts, tokenizer),
         make_segments(config, mixing_weights(config.data.sources, sizes)),
         config.model.rows(tokenizer.vocab_size),
         {name: HeldOut(**values) for name, values in summary.items()},

@@ -15,6 +15,7 @@ from ray.train.v2.api.exceptions import PreemptionError
 
 from pretrainer.config import Config
 from pretrainer.storage import Store
+from pretrainer.subcluster import others
 from pretrainer.train.checkpoints.committed import CHECKPOINTS, asked_step, committed_checkpoint
 from pretrainer.train.elasticity.elastic import FixedSize, OneReservation, PolicyTorchTrainer, UsefulSizes
 from pretrainer.train.elasticity.resize import sizes_of
@@ -143,8 +144,10 @@ def make_trainer(
 def _scaling(config: Config, use_gpu: bool) -> ray.train.ScalingConfig:
     lo, hi = config.train.worker_range
     gpus = {"GPU": config.train.gpus_per_worker} if use_gpu else {}
-    return ray.train.ScalingConfig(
-        num_workers=cast(Any, hi if lo == hi else (lo, hi)),
+    scaling: Any = ray.train.ScalingConfig  # Ray's stub is of Train V1
+    return scaling(
+        label_selector=others(config.cluster.data_subcluster),
+        num_workers=hi if lo == hi else (lo, hi),
         use_gpu=use_gpu,
         resources_per_worker={"CPU": config.train.cpus_per_worker, **gpus},
     )
@@ -157,4 +160,5 @@ def _policy(
     if lo == hi:
         return FixedSize(scaling, run.uri)
     stable_s, recorder = config.train.resize_stable_s, spec.recorder
-    return UsefulSizes(scaling, run.uri, sizes_of(config), stable_s, data_cpus, recorder, lambda: asked_step(run))
+    sizes, data_nodes = sizes_of(config), config.cluster.data_subcluster
+    return UsefulSizes(scaling, run.uri, sizes, stable_s, data_cpus, recorder, lambda: asked_step(run), data_nodes)

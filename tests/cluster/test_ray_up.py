@@ -19,6 +19,7 @@ from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private.util import validate_config
 
 from pipelines.driver.session import STOP_PATIENCE_S
+from pretrainer import subcluster
 from pretrainer.config_load import load_config
 from tests.cluster.manifests import CLUSTER, RAY_UP, every, kuberay, pods, ray_up
 
@@ -55,6 +56,8 @@ def test_labels_are_labels_and_say_the_role(target: str) -> None:
         role = name.partition("-")[0]
         assert one["labels"]["pretrainer/role"] == role
         assert (one["resources"].get("GPU", 0) > 0) is (role == "trainer")
+        own = load_config(str(CLUSTER / "run.yaml"), []).cluster.data_subcluster
+        assert one["labels"].get(subcluster.LABEL) == (own if role == "data" else None)
 
 
 @pytest.mark.parametrize("target", RAY_UP)

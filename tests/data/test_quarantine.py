@@ -137,6 +137,7 @@ def trained(plan: SourcePlan) -> Counter[str]:
     return Counter(name for key in keys for name in plan.ledger.read_tokens(key)[0].column("id").to_pylist())
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_shard_whose_reading_kills_is_left_out(
     plan: SourcePlan, plant: Plant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_document_whose_curation_kills_is_left_out_alone(
     assert len(trained(plan)) == 39 and max(trained(plan).values()) == 1
 
 
+@pytest.mark.slow
 def test_a_unit_begun_too_often_is_probed_before_it_is_touched(plan: SourcePlan, plant: Plant) -> None:
     """What killed this process, three times, has no chance to do so again."""
     plant(read=SEGFAULT)
@@ -225,6 +227,7 @@ def test_a_probe_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert find_stop(attempt, ()) == Stop(0, 14, True, "no further record was read in 1 s")
 
 
+@pytest.mark.slow
 def test_a_probe_that_dies_only_once_is_no_verdict(plan: SourcePlan, plant: Plant, tmp_path: Path) -> None:
     flag = tmp_path / "died"
     plant(read=f"if not os.path.exists({str(flag)!r}): open({str(flag)!r}, 'w').close(); {SEGFAULT}")
@@ -288,6 +291,7 @@ def test_a_document_that_kills_behind_dedup_is_left_out_alone(
     assert [batch.tokens.tolist() for batch in replayed] == [Batch.from_row(b, 16).tokens.tolist() for b in blocks]
 
 
+@pytest.mark.slow
 def test_a_chunk_begun_too_often_is_probed_before_it_is_touched(cleaned: SourcePlan, plant: Plant) -> None:
     """What killed this process, three times, has no chance to do so again; nor is the unit read apart for it."""
     plant(encode=SEGFAULT)
@@ -340,6 +344,7 @@ def test_a_pilot_leaves_out_what_kills_it_and_remembers(
     assert held_out.read_first_chunk(plan, poisoned_unit(plan))[0] == docs
 
 
+@pytest.mark.slow
 def test_a_pilot_that_killed_too_often_is_probed_and_only_its_chunk_is(
     plan: SourcePlan, plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ def free_port() -> int:
 
 @dataclass
 class Head:
-    """A running head node. `env` is what a client needs to talk to it."""
+    """A running head node that asks for a token. `env` is what a client needs to talk to it."""
 
     port: int
     dashboard_port: int
@@ -37,10 +40,12 @@ class Head:
 
     @classmethod
     def start(cls, folder: Path, cpus: int, **env: str) -> Head:
-        port, dashboard = free_port(), free_port()
+        port, dashboard, token = free_port(), free_port(), folder / "auth_token"
+        token.write_text(secrets.token_hex(32))
         merged = {
             **os.environ,
-            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_idle_worker_killing_time_threshold_ms": "60000",
             "PATH": f"{BIN}:{os.environ['PATH']}",  # jobs find `python` as on a node with the environment activated
@@ -106,7 +111,7 @@ class Result:
 
 
 def pipeline(
-    name: str, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300, cwd: Path = REPOSITORY
+    name: str, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 900, cwd: Path = REPOSITORY
 ) -> Result:
     """Run `python -m pipelines.<name> arguments` and read the summary whose path is the last line of its output."""
     done = subprocess.run(
@@ -118,11 +123,64 @@ def pipeline(
         timeout=timeout_s,
         check=False,
     )
-    result = Result(done.returncode, done.stdout, done.stderr)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    return with_summary(Result(done.returncode, done.stdout, done.stderr))
+
+
+def submit(head: Head, *words: str, cwd: Path, timeout_s: float = 900, **env: str) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` with PATH set as in an activated virtual environment; waits for the job and its logs."""
+    merged = {k: v for k, v in {**os.environ, **head.env, **env}.items() if k != "RAY_ADDRESS"}
+    merged |= {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_API_SERVER_ADDRESS": head.dashboard}
+    for _attempt in range(20):
+        done = subprocess.run(["ray", "job", "submit", *words], env=merged, cwd=cwd, capture_output=True, text=True,
+                              timeout=timeout_s, check=False)  # fmt: skip
+        if "No available agent" not in done.stdout + done.stderr:  # the node's agent comes up after the dashboard
+            break
+        time.sleep(2)
+    return done
+
+
+def job(head: Head, name: str, *arguments: str, cwd: Path) -> Result:
+    """`ray job submit -- python -m pipelines.<name> arguments`: the job's exit, what its driver said, its summary."""
+    done = submit(head, "--", "python", "-m", f"pipelines.{name}", *arguments, cwd=cwd)
+    said = "".join(line for line in done.stdout.splitlines(True) if not SAID_BY_RAY.match(line))
+    return with_summary(Result(done.returncode, said, done.stderr))
+
+
+SAID_BY_RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|SUCC|ERR) |Running entrypoint for job")
+
+
+def with_summary(result: Result) -> Result:
+    """The result with the summary whose path is the last line, if it is one."""
+    last = result.out.strip().splitlines()[-1] if result.out.strip() else ""
     if last.endswith("summary.json") and Path(last).exists():
         result.summary = json.loads(Path(last).read_text())
     return result
+
+
+IN_TURN = """
+import contextlib, importlib, io, json, sys
+from pipelines.driver.cli import run_main
+main = importlib.import_module("pipelines." + sys.argv[1]).main
+for arguments in json.load(sys.stdin):
+    sys.argv[1:], out, err = arguments, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_main(main)
+        except SystemExit as end:
+            code = end.code
+    print("told", json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+def in_turn(name: str, commands: Sequence[Sequence[str]], env: dict[str, str], timeout_s: float = 900) -> list[Result]:
+    """What `python -m pipelines.<name> arguments` says for each of these arguments, from one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, name], input=json.dumps(commands), env={**os.environ, **env}, cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=timeout_s, check=True,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    told = [line.removeprefix("told ") for line in done.stdout.splitlines() if line.startswith("told ")]
+    return [Result(*json.loads(line)) for line in told]
 
 
 def corpus(folder: Path, documents: int = 160, characters: int = 2500) -> Path:

@@ -1,30 +1,15 @@
-"""`ray job submit -- python -m pipelines.pretrain`, literally, with token authentication off and on."""
+"""`ray job submit -- python -m pipelines.pretrain`, literally, on a cluster that asks for a token."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.head import BIN, REPOSITORY, Head, tiny_config, two_sources
-
-
-def submit(head: Head, *words: str, cwd: Path, timeout_s: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
-    """`ray job submit` with PATH set as in an activated virtual environment; waits for the job and its logs."""
-    merged = {k: v for k, v in {**os.environ, **head.env, **env}.items() if k != "RAY_ADDRESS"}
-    merged |= {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_API_SERVER_ADDRESS": head.dashboard}
-    for _attempt in range(20):
-        done = subprocess.run(["ray", "job", "submit", *words], env=merged, cwd=cwd, capture_output=True, text=True,
-                              timeout=timeout_s, check=False)  # fmt: skip
-        if "No available agent" not in done.stdout + done.stderr:  # the node's agent comes up after the dashboard
-            break
-        time.sleep(2)
-    return done
+from tests.e2e.head import REPOSITORY, Head, pipeline, submit, tiny_config, two_sources
 
 
 def last_path(output: str) -> Path:
@@ -48,29 +33,38 @@ def test_job_with_a_mistake_fails_with_its_message(head: Head, tmp_path: Path) -
     assert "train.steps" in done.stdout + done.stderr and "Traceback" not in done.stdout
 
 
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, Path]]:
-    """A head that asks for a token, and the file with it."""
-    folder = tmp_path_factory.mktemp("guarded")
-    token = folder / "token"
-    token.write_text("0123456789abcdef0123456789abcdef")
-    head = Head.start(folder, cpus=4, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    yield head, token
-    head.stop()
+def answer(url: str, token: str | None) -> int:
+    """Status code of a request for this page."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as page:
+            return int(page.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
-def test_literal_job_from_any_directory_with_token(guarded: tuple[Head, Path], tmp_path: Path) -> None:
-    """The default config, the quickstart, shortened by the environment of nobody: the literal command, few steps."""
-    head, token = guarded
+def test_without_the_token_nothing_is_told_or_taken(head: Head, tmp_path: Path) -> None:
+    token = Path(head.env["RAY_AUTH_TOKEN_PATH"])
+    for page in ("/api/jobs/", "/nodes?view=summary", "/api/v0/actors"):
+        assert answer(head.dashboard + page, None) == 401, page
+        assert answer(head.dashboard + page, "f" * 32) in (401, 403), page
+        assert answer(head.dashboard + page, token.read_text()) == 200, page
+    refused = submit(head, "--", "python", "-m", "pipelines.pretrain", cwd=tmp_path, RAY_AUTH_MODE="disabled")
+    assert refused.returncode != 0 and "submitted" not in refused.stdout
+    done = pipeline("pretrain", "--dry-run", env={**head.env, "RAY_AUTH_MODE": "disabled"})
+    assert done.code == 2 and "refused this client" in done.err and "RAY_AUTH_MODE is disabled" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.slow  # in the default run a job trains a smaller model: the reference of test_pretrain.py
+def test_literal_job_from_any_directory(head: Head, tmp_path: Path) -> None:
+    """The default config, the quickstart, and few steps of it."""
     home = tmp_path / "home"
     home.mkdir()
-    refused = submit(head, "--", "python", "-m", "pipelines.pretrain", cwd=tmp_path, RAY_AUTH_MODE="disabled")
-    assert refused.returncode != 0
     fields = ["train.steps=2", f"run.storage={home}"]
     fields += ["data.sources.0.max_bytes=1000000", "tokenizer.train_bytes=500000"]
-    done = submit(head, "--", "python", "-m", "pipelines.pretrain", *fields, cwd=tmp_path, RAY_AUTH_MODE="token",
-                  RAY_AUTH_TOKEN_PATH=str(token))  # fmt: skip
+    done = submit(head, "--", "python", "-m", "pipelines.pretrain", *fields, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(last_path(done.stdout).read_text())
     assert summary["status"] == "completed" and summary["steps"] == 2
-    assert token.read_text() not in done.stdout + done.stderr
+    assert Path(head.env["RAY_AUTH_TOKEN_PATH"]).read_text() not in done.stdout + done.stderr

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def swept(head: Head, folder: Path) -> Result:
     """Two good trials, and one with a value that no trial can have."""
     arguments = ["--config", str(sweep_file(folder)), "run.name=sweep", SPACE]
-    return pipeline("tune", *arguments, env=head.env, timeout_s=900)
+    return pipeline("tune", *arguments, env=head.env, timeout_s=2400)
 
 
 def test_a_sweep_ends_with_a_winner_whatever_single_trials_do(swept: Result, folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_sweep_whose_driver_was_killed_goes_on_and_runs_no_finished_trial_twic
     """Killed when one trial is over and another has a checkpoint behind it; compared with an undisturbed sweep."""
     space = "sweep.space=[{field: train.learning_rate, values: [3e-4, 1e-3, 3e-3, 1e-2]}]"
     config = sweep_file(tmp_path, steps=400, max_concurrent_trials=1)
-    reference = pipeline("tune", "--config", str(config), "run.name=whole", space, env=head.env, timeout_s=900)
+    reference = pipeline("tune", "--config", str(config), "run.name=whole", space, env=head.env, timeout_s=2400)
     assert reference.code == 0, reference.out + reference.err
     run = tmp_path / "runs/killed"
     process = start(config, head, "run.name=killed", space)
@@ -147,7 +147,7 @@ def test_a_sweep_whose_driver_was_killed_goes_on_and_runs_no_finished_trial_twic
     before = records(run)
     done = {name for name, progress in before.items() if progress["status"] == "completed"}
     (running,) = [name for name, progress in before.items() if progress["status"] == "running"]
-    again = pipeline("tune", "--config", str(config), "run.name=killed", space, env=head.env, timeout_s=900)
+    again = pipeline("tune", "--config", str(config), "run.name=killed", space, env=head.env, timeout_s=2400)
     assert again.code == 0, again.out + again.err
     after = records(run)
     assert all(after[name] == before[name] and after[name]["starts"] == 1 for name in done)

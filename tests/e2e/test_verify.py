@@ -56,7 +56,7 @@ def disturbed(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Disturbed
         run.wait(lambda: run.steps_seen() and run.steps_seen()[-1] >= KILL_AFTER, f"step {KILL_AFTER}")
         train_workers(head)[1].kill()
         running = gather(Store(str(run.folder)))
-        return Disturbed(run.folder, run.finish(240), run.process.pid, second, running)
+        return Disturbed(run.folder, run.finish(), run.process.pid, second, running)
     finally:
         run.stop()
 

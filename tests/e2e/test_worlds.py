@@ -23,7 +23,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(head: Head, config: Path, workers: int) -> Result:
     arguments = ["--config", str(config), f"run.name=w{workers}", f"train.num_workers={workers}"]
-    result = pipeline("pretrain", *arguments, env=head.env, timeout_s=400)
+    result = pipeline("pretrain", *arguments, env=head.env, timeout_s=1200)
     assert result.code == 0, result.out + result.err
     return result
 
@@ -75,7 +75,7 @@ def test_a_team_of_workers_trains_the_same_batches_together(
     """Two teams of two workers each; a team's second worker reads nothing from the stream."""
     name = f"run.name={team}"
     arguments = ["--config", str(config), name, "train.num_workers=4", *TEAMS[team]]
-    result = pipeline("pretrain", *arguments, env=head.env, timeout_s=400)
+    result = pipeline("pretrain", *arguments, env=head.env, timeout_s=1200)
     assert result.code == 0, result.out + result.err
     assert [line["digest"] for line in audit(config, team)] == [line["digest"] for line in audit(config, "w1")]
     assert result.summary["order_digest"] == alone.summary["order_digest"]

@@ -271,7 +271,7 @@ def in_ranks(rank: int, world: int, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("tp") else name for name in RANKS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith(("tp", "exact")) else name for name in RANKS]
 )
 def test_ranks_in_lockstep_all_get_what_one_process_gets(name: str) -> None:
     world, options = RANKS[name]

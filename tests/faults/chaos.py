@@ -33,7 +33,7 @@ from tests.e2e.head import REPOSITORY, hard_config
 
 # Four workers fit on three nodes and two on two.
 NODE = {"num_cpus": 1, "object_store_memory": 150_000_000}
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 STEP = re.compile(r"\] step +([\d,]+)/")
 
 
@@ -81,7 +81,7 @@ class Run:
 
         return str(self.wait(found, repr(words)))
 
-    def finish(self, timeout_s: float = 600) -> dict[str, Any]:
+    def finish(self, timeout_s: float = 1200) -> dict[str, Any]:
         """The summary of the finished run."""
         assert self.process.wait(timeout_s) == 0, self.text()[-5000:]
         return json.loads((self.folder / "summary.json").read_text())
@@ -209,7 +209,7 @@ def chaos(folder: Path, kills: int, seed: int, steps: int) -> str:
         try:
             while len(hits.rows) < kills:
                 hits.disturb()
-            summary = run.finish(1200)
+            summary = run.finish(2400)
         finally:
             run.stop()
     assert run.digests() == digests, "a step's digest differs from the undisturbed run"

@@ -68,7 +68,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         self.lines += list(self.process.stdout)
-        assert self.process.wait(60) == 0, "".join(self.lines)
+        assert self.process.wait(300) == 0, "".join(self.lines)
         return json.loads(Path(self.lines[-1].strip()).read_text())
 
 

@@ -71,7 +71,7 @@ def train_with_a_kill(head: Head, config: Path, name: str, step: int) -> dict[st
     victims = train_workers(head)
     assert len(victims) == 2
     victims[1].kill()
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, "".join(seen) + out + err
     summary = json.loads(Path(out.strip().splitlines()[-1]).read_text())
     assert summary["restarts"] >= 1
@@ -108,7 +108,7 @@ def test_killed_driver_and_the_same_command_again(head: Head, config: Path, undi
     process, seen = begin(head, config, "driver-killed"), []
     wait_for_step(process, 30, seen)
     process.kill()
-    process.wait(60)
+    process.wait(300)
     deadline = time.time() + 60
     while train_workers(head) and time.time() < deadline:
         time.sleep(0.5)
@@ -125,7 +125,7 @@ def test_stop_signal_saves_and_the_same_command_continues(head: Head, config: Pa
     process, seen = begin(head, config, "stopped"), []
     wait_for_step(process, 30, seen)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, "".join(seen) + out + err
     stopped = json.loads(Path(out.strip().splitlines()[-1]).read_text())
     assert stopped["status"] == "stopped" and 30 <= stopped["steps"] < STEPS

@@ -28,6 +28,7 @@ def test_a_proposal_has_the_parameters_and_a_sound_shape(parameters: float) -> N
     assert 2 <= model.ffn_width / model.hidden <= 4.5
 
 
+@pytest.mark.slow
 @given(SIZE.filter(lambda n: n > 1e9))
 def test_large_models_can_be_split_over_a_node(parameters: float) -> None:
     model = resolve(propose(parameters, 131_072))

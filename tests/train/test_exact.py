@@ -379,7 +379,7 @@ def test_four_ranks_then_two_from_a_checkpoint_give_the_same_bits(alone: tuple[A
     assert all(rank[0] == alone[0][RESIZE_AT:] for rank in after)
 
 
-@pytest.mark.parametrize("blocks", [4, 5, 6, 8, "bfloat16"])
+@pytest.mark.parametrize("blocks", [*(pytest.param(n, marks=pytest.mark.slow) for n in (4, 6, 8)), 5, "bfloat16"])
 def test_other_batch_sizes_and_bfloat16(alone: tuple[Any, ...], three: list, resized: Any, blocks: Any) -> None:
     for rank in [*three, *resized[0], *resized[1]]:
         assert rank[2][blocks] == alone[2][blocks]

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_step.py"
 ONLY_TORCH = """
 import runpy, sys
@@ -21,6 +23,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_every_row_of_the_script_is_measured_with_torch_alone(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     command = [sys.executable, "-c", ONLY_TORCH, str(SCRIPT), "--tiny", "--steps", "2", "--out", str(out)]

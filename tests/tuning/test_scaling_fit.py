@@ -63,6 +63,7 @@ def test_the_largest_run_is_held_back_and_predicted() -> None:
     assert hold_back(wrong, resamples=0).error == pytest.approx(-1 / 6, abs=0.03)  # it does not see it
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth() -> None:
     hits = 0
     for seed in range(5):

@@ -54,7 +54,7 @@ def drafted(config: Config) -> Iterator[list[SourcePlan]]:
         store = Store(folder)
         store.create("manifest.arrow", manifest.to_bytes())
         freeze_resources(resource_uris(config.data), store)
-        yield draft_plans(config.data, manifest, store)
+        yield draft_plans(config.data, manifest, store, config.cluster.data_subcluster)
 
 
 def freeze_references(config: Config, samples: Sequence[Sample], data: Store) -> None:

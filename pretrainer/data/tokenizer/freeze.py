@@ -40,7 +40,8 @@ def freeze_tokenizer(
         content = _read_tokenizer(config.uri)
     else:
         texts = [t for texts in sample_texts(plans, weights, held, config.train_bytes).values() for t in texts]
-        content = ray.get(_train_tokenizer.remote(texts, config.kind, config.vocab_size))
+        train = _train_tokenizer.options(label_selector=plans[0].labels)
+        content = ray.get(train.remote(texts, config.kind, config.vocab_size))
     tokenizer = extend(Tokenizer.from_bytes(content), added)
     name = "tokenizer.model" if isinstance(tokenizer, SentencePieceTokenizer) else "tokenizer.json"
     data.create(name, tokenizer.data)
@@ -74,8 +75,9 @@ def sample_texts(
 def _sampled_documents(plan: SourcePlan, held: pa.Table, parallel: int = 2) -> Iterator[str]:
     excluded = set(held.column("id").to_pylist())
     order = permute(plan.units, f"tokenizer/{plan.config.order_seed}/{plan.source.name}".encode()[:64])
+    read = first_chunk.options(label_selector=plan.labels)
     for start in range(0, plan.units, parallel):
-        refs = [first_chunk.remote(plan, order(i)) for i in range(start, min(start + parallel, plan.units))]
+        refs = [read.remote(plan, order(i)) for i in range(start, min(start + parallel, plan.units))]
         for docs, _sketches, _report in ray.get(refs):
             rows = zip(docs.column("id").to_pylist(), docs.column("text").to_pylist(), strict=True)
             yield from (text for doc, text in rows if doc not in excluded)
@@ -98,6 +100,6 @@ def sample_documents(config: Config, budget_bytes: int | None = None) -> dict[st
         store = Store(folder)
         store.create("manifest.arrow", manifest.to_bytes())
         freeze_resources(resource_uris(config.data), store)
-        plans = draft_plans(config.data, manifest, store)
+        plans = draft_plans(config.data, manifest, store, config.cluster.data_subcluster)
         held = [hold_out(plan)[0] for plan in plans]
         return sample_texts(plans, weights, held, budget_bytes or config.tokenizer.train_bytes)

@@ -18,6 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
+from pretrainer import subcluster
 from pretrainer.train.elasticity.resize import GrowthGate, best_size
 
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
@@ -58,23 +59,27 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         data_cpus: float,
         recorder: Any,
         asked_step: Callable[[], int],
+        data_nodes: str | None = None,
     ) -> None:
+        """data_cpus: what data needs where trainers may be too; data_nodes: the subcluster that it has for itself."""
         super().__init__(scaling_config)
         self.reservation = reservation
         self.sizes = sizes
         self.gate = GrowthGate(stable_s)
         self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
+        self.data_nodes = data_nodes
 
     def _get_num_workers_for_resource_request(self) -> int:
         """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""
-        if self.scaling_config.use_gpu:
+        if self.scaling_config.use_gpu or self.data_nodes:
             return self.sizes[-1]
         return best_size(self.sizes, self._beside_data()) or self.sizes[0]
 
     def _beside_data(self) -> int:
         """Workers whose CPUs the cluster has beside those of the data stages."""
         each = self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0)
-        left = ray.cluster_resources().get("CPU", 0.0) - self.data_cpus
+        theirs = subcluster.cpus(self.data_nodes, ray.nodes()) if self.data_nodes else self.data_cpus
+        left = ray.cluster_resources().get("CPU", 0.0) - theirs
         return int(left / each + TOLERANCE) if each else self.sizes[-1]
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:

@@ -31,13 +31,25 @@ class Cluster:
         self.nodes: dict[str, dict[str, float]] = {}
         self.leaving: dict[str, int] = {}
         self.dead: set[str] = set()
+        self.for_data: set[str] = set()
         self.now_s = 0.0
-        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": n, "Alive": n not in self.dead} for n in self.nodes])
+        monkeypatch.setattr(ray, "nodes", self.described)
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(n["CPU"] for n in self.nodes.values())})
         monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
         monkeypatch.setattr("pretrainer.train.elasticity.elastic.time.monotonic", lambda: self.now_s)
-        monkeypatch.setattr(UsefulSizes, "_get_reserved_resources", lambda _self: dict(self.nodes))
+        monkeypatch.setattr(UsefulSizes, "_get_reserved_resources", lambda _self: self.reserved())
         monkeypatch.setattr(UsefulSizes, "_maybe_send_resource_request", lambda _self: None)
+
+    def described(self) -> list[dict[str, Any]]:
+        return [
+            {"NodeID": name, "Alive": name not in self.dead, "Resources": resources,
+             "Labels": {"ray-subcluster": "data"} if name in self.for_data else {}}
+            for name, resources in self.nodes.items()
+        ]  # fmt: skip
+
+    def reserved(self) -> dict[str, dict[str, float]]:
+        """Ray's coordinator gives trainers no node that carries the label."""
+        return {name: resources for name, resources in self.nodes.items() if name not in self.for_data}
 
 
 @pytest.fixture
@@ -57,13 +69,14 @@ class Driver:
 
 
 def policy(
-    largest: int, blocks: int = 8, use_gpu: bool = False, cpus: float = 1.0, data_cpus: float = 0.0, smallest: int = 1
+    largest: int, blocks: int = 8, use_gpu: bool = False, cpus: float = 1.0, data_cpus: float = 0.0, smallest: int = 1,
+    data_nodes: str | None = None,
 ) -> tuple[UsefulSizes, Driver]:
     resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     scaling = ScalingConfig(num_workers=(smallest, largest), use_gpu=use_gpu, resources_per_worker=resources)  # type: ignore[arg-type]
     driver = Driver()
     sizes = useful_sizes(blocks, smallest, largest)
-    return UsefulSizes(scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step), driver
+    return UsefulSizes(scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step, data_nodes), driver
 
 
 def size(decision: Any) -> int | None:
@@ -106,6 +119,15 @@ def test_cpus_of_the_data_stages_are_left_to_them(cluster: Cluster) -> None:
     few = policy(8, data_cpus=1.5)[0]
     assert size(few.make_decision_for_non_running_worker_group()) == 2
     assert few._get_num_workers_for_resource_request() == 2
+
+
+def test_data_on_nodes_of_its_own_takes_nothing_from_trainers(cluster: Cluster) -> None:
+    """So they ask for as many as there may be, and the autoscaler adds nodes for those that do not fit yet."""
+    cluster.nodes, cluster.for_data = {"a": {"CPU": 4}, "b": {"CPU": 8}}, {"b"}
+    few = policy(8, data_cpus=1.5, data_nodes="data")[0]
+    assert size(few.make_decision_for_non_running_worker_group()) == 4
+    assert few._get_num_workers_for_resource_request() == 8
+    assert few._beside_data() == 4
 
 
 def test_gpus_are_asked_for_up_to_the_largest_useful_size(cluster: Cluster) -> None:

@@ -179,7 +179,7 @@ def muon_alone() -> Any:
     return outcome(model, build_optimizer(model, MUON), 0, 1, None, 1)
 
 
-@pytest.mark.parametrize("layout", ["tp-2", "hsdp-2x2"])
+@pytest.mark.parametrize("layout", ["tp-2", pytest.param("hsdp-2x2", marks=pytest.mark.slow)])
 def test_muon_makes_whole_matrices_orthogonal(layout: str) -> None:
     world, options = LAYOUTS[layout]
     train = replace(MUON, num_workers=world, **options)
@@ -231,7 +231,9 @@ def test_offloaded_parameters_train_alike(one_process: dict[str, Any]) -> None:
         assert_alike(found, one_process[name])
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "recompute", ["none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("selective", "full"))]
+)
 def test_compiled_blocks_train_alike(
     recompute: str, one_process: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
