@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -29,6 +30,16 @@ hypothesis.settings.load_profile("no clock")
 USES_RAY = {"e2e", "faults", "test_lookahead.py", "test_ray_contract.py"}
 
 
+def pytest_sessionstart() -> None:
+    """Thousands of tests are collected into millions of objects, none of them garbage: nobody looks for any."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def no_test_draws_from_the_one_before() -> None:
     if "torch" in sys.modules:
@@ -50,7 +61,7 @@ def tmp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class RayInOneProcess(LoadScopeScheduling):
     """Under `pytest -n 2` one process has all tests that use Ray, and begins with them: it is started once, and no two
-    of them share the cores. Others go by file, whose fixtures are then made once. (xdist's own marks for this do nothing
+    of them share the cores. Others go by file, whose fixtures are made once. (xdist's own marks for this do nothing
     under pytest 9.2.)"""
 
     def _split_scope(self, nodeid: str) -> str:
