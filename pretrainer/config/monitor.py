@@ -18,8 +18,13 @@ class MonitorConfig:
     profile_every_steps: int = 1000
     """Steps between two that are profiled for the share of communication in a step, the 20th of every start besides;
     0 profiles none."""
+    device_peak_tflops: float | None = None
+    """TFLOP/s that one device reaches at best in the run's precision, for the MFU; if none, that of GPUs that are known
+    by their name."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "monitor.every_steps", self.every_steps, "use 0 or more")
         require(self.profile_every_steps >= 0, "monitor.profile_every_steps", self.profile_every_steps, "use 0 or more")
+        peak = self.device_peak_tflops
+        require(peak is None or peak > 0, "monitor.device_peak_tflops", peak, "use a positive number")
         require(self.noise_slot_blocks >= 0, "monitor.noise_slot_blocks", self.noise_slot_blocks, "use 0 or more")

@@ -58,9 +58,11 @@ def peak_flops(device_name: str) -> float | None:
     return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
 
 
-def model_flops_utilization(tokens_per_s: float, flops_per_token: int, workers: int, device_name: str) -> float | None:
-    """MFU from 0 to 1 over all workers; None where the peak of the device is not known."""
-    peak = peak_flops(device_name)
+def model_flops_utilization(
+    tokens_per_s: float, flops_per_token: int, workers: int, device_name: str, peak_tflops: float | None = None
+) -> float | None:
+    """MFU from 0 to 1 over all workers; None where the peak of the device is neither given nor known."""
+    peak = peak_flops(device_name) if peak_tflops is None else peak_tflops * 1e12
     return None if peak is None else tokens_per_s * flops_per_token / (workers * peak)
 
 

@@ -52,6 +52,7 @@ class Reporter:
         self.steps_here = 0  # since this worker group started
         self.flops = flops_per_token(spec.config.model, spec.vocab_size, spec.config.data.seq_len)
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        self.peak_tflops = spec.config.monitor.device_peak_tflops
         self.interval = Interval()
         self.waiting: list[tuple[dict[str, Any], StepResult]] = []
         self.pending: Any = None  # answer of the recorder to the last event
@@ -123,7 +124,7 @@ class Reporter:
         ]  # here the host waits for the device, so the time that has passed is that of whole steps
         elapsed = max(1e-9, time.perf_counter() - self.interval.started_s)
         rate, waited = self.interval.tokens / elapsed, self.interval.wait_s / elapsed
-        mfu = model_flops_utilization(rate, self.flops, self.world, self.device_name)
+        mfu = model_flops_utilization(rate, self.flops, self.world, self.device_name, self.peak_tflops)
         self._measure(
             loss=result.loss,
             tokens_per_s=rate,

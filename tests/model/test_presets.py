@@ -187,3 +187,5 @@ def test_peak_flops_by_device_name():
     assert peak_flops("Some CPU") is None
     assert model_flops_utilization(1e5, 989 * 10**7, 2, "NVIDIA H200") == pytest.approx(0.5)
     assert model_flops_utilization(1e5, 10**9, 2, "unknown") is None
+    assert model_flops_utilization(1e5, 10**9, 2, "unknown", 100.0) == pytest.approx(0.5)
+    assert model_flops_utilization(1e5, 10**9, 2, "NVIDIA H200", 100.0) == pytest.approx(0.5), "what is given counts"
