@@ -5,10 +5,19 @@ python -m pytest -q -m "" tests/faults/test_cluster_demo.py
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.e2e.head import BIN, REPOSITORY, free_port
 from tests.faults.cluster_demo import demo, local_start
 
 
@@ -21,6 +30,49 @@ def test_the_config_is_one_that_ray_s_autoscaler_takes() -> None:
     node = config["available_node_types"]["node"]
     assert (node["min_workers"], node["max_workers"], node["resources"]["CPU"]) == (0, 3, 2)
     assert config["available_node_types"]["ray.head.default"]["resources"]["CPU"] == 0, "nothing runs on the head"
+
+
+ASK = """
+import ray
+ray.init(logging_level=40)
+ask = ray.remote(num_cpus=1)(lambda: ray.get_runtime_context().get_assigned_resources())
+print("ran on a node with", ray.get(ask.remote()))
+"""
+
+
+def test_the_local_cluster_grows_from_nothing_for_a_job_and_back(tmp_path: Path) -> None:
+    """As its file says: started, its line of exports taken over, a job submitted, ended with Ctrl-C."""
+    command = [sys.executable, str(REPOSITORY / "cluster/local/start.py"), "--max-nodes", "1", "--idle-minutes", "0.05"]
+    port = ["--dashboard-port", str(free_port())]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([*command, *port], stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        line = waited(lambda: re.search(r"^export (.*)$", (tmp_path / "said").read_text(), re.MULTILINE), process)
+        told = dict(word.split("=", 1) for word in line[1].split())
+        cluster = local_start().LocalCluster(process, told["RAY_ADDRESS"], told["RAY_API_SERVER_ADDRESS"])
+        assert not cluster.nodes() and Path(told["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o077 == 0
+        submit = [str(BIN / "ray"), "job", "submit", "--", "python", "-c", ASK]
+        refused = subprocess.run(submit, env={**os.environ, **told, "RAY_AUTH_MODE": "disabled"}, capture_output=True)
+        assert refused.returncode != 0 and not cluster.nodes()
+        done = subprocess.run(submit, env={**os.environ, **told}, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0 and "ran on a node with {'CPU': 1.0}" in done.stdout, done.stdout + done.stderr
+        waited(lambda: not cluster.nodes(), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0 and not Path(told["RAY_AUTH_TOKEN_PATH"]).exists()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(120)
+
+
+def waited(until: Callable[[], Any], process: subprocess.Popen[bytes], patience_s: float = 300) -> Any:
+    deadline_s = time.monotonic() + patience_s
+    while time.monotonic() < deadline_s:
+        assert process.poll() is None
+        if found := until():
+            return found
+        time.sleep(0.5)
+    raise TimeoutError
 
 
 @pytest.mark.slow
