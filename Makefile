@@ -1,6 +1,7 @@
 # make pretrain [ARGS="train.steps=20"]    train the quickstart on this machine
-# make test                                lint, types, tests and coverage, in less than 15 minutes on 2 cores
-# make test-all [KUBERAY_CRDS=folder]      the same with the long tests, and KubeRay's own CRDs if they are there
+# make test                                lint, types and tests, in less than 15 minutes on 2 cores
+# make test-all [KUBERAY_CRDS=folder]      the same with the long tests, which need the programs prometheus and redis-server
+#                                          (Debian: apt-get install), and KubeRay's own CRDs if they are there
 # make chaos [KILLS=100]                   random kills over one training, and the proof that nothing changed
 # make demo-crash                          a worker is killed before your eyes, in two minutes
 # make cluster-demo                        Ray's autoscaler grows a training from no node; nodes are lost and come back
