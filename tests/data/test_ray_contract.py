@@ -285,6 +285,9 @@ def test_the_context_of_the_stream_differs_from_ray_s_defaults() -> None:
         assert DataContext.get_current().target_max_block_size == 1
         enabled = DataContext.get_current().get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY)
         assert LookAhead in enabled and set(ENABLED_BACKPRESSURE_POLICIES) < set(enabled)
+        assert DataContext.get_current().execution_options.label_selector is None
+        configure_context(4, 64, {"ray-subcluster": "data"})
+        assert DataContext.get_current().execution_options.label_selector == {"ray-subcluster": "data"}
     finally:
         DataContext._set_current(before)
 

@@ -26,6 +26,7 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.storage import StorageContext
 
+from pretrainer.config import ClusterConfig
 from pretrainer.errors import StorageError
 from pretrainer.storage import Store
 from pretrainer.train import controller
@@ -166,6 +167,21 @@ def test_trainer_restarts_and_keeps_checkpoints_as_configured(run: Store, monkey
     assert given["run_config"].failure_config.max_failures == -1, "failures in a row are counted by the driver"
     assert [type(callback) for callback in given["run_config"].callbacks] == [FailureReport]
     assert given["run_config"].checkpoint_config.num_to_keep == 2
+
+
+@pytest.mark.parametrize("subcluster", [None, "data"])
+def test_trainers_stay_off_the_nodes_of_data(
+    run: Store, monkeypatch: pytest.MonkeyPatch, subcluster: str | None
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(controller, "PolicyTorchTrainer", lambda _loop, **arguments: given.update(arguments))
+    spec, build = worker_spec(), cast(Any, None)
+    train = replace(spec.config.train, num_workers=(1, 3))
+    config = replace(spec.config, train=train, cluster=ClusterConfig(data_subcluster=subcluster))
+    make_trainer(config, spec, run, build, use_gpu=False, data_cpus=1.5)
+    expected = None if subcluster is None else {"ray-subcluster": "!data"}
+    assert given["scaling_config"].label_selector == expected
+    assert given["scaling_policy"].data_nodes == subcluster
 
 
 @pytest.mark.parametrize(("use_gpu", "backend"), [(False, "gloo"), (True, "cpu:gloo,cuda:nccl")])
