@@ -121,7 +121,8 @@ def test_data_with_nodes_of_its_own_must_fit_into_them_and_trainers_into_the_oth
     cluster = dataclasses.replace(there(cpus=4), data_cpus=1.0)
     asked = config(cluster={"data_subcluster": "data"}, num_workers=3)
     _check_cpus(asked, cluster)
-    assert "cpus_per_worker=0.5 and the data stages" in refusal(config(num_workers=7), cluster)
+    several = config(cluster={"data_subcluster": "data"}, num_workers=7, cpus_per_worker=0.45)
+    assert "at most 6 workers" in refusal(several, cluster), "what data does not need of its nodes is not theirs"
     text = refusal(asked, dataclasses.replace(cluster, data_cpus=0.5))
     for part in ("cluster.data_subcluster='data'", "0.74 CPUs for 1 sources", "ray-subcluster=data have 0.5"):
         assert part in text
