@@ -112,7 +112,7 @@ def drain(cluster: Any, node_id: str) -> None:
 def demo(folder: Path, steps: int, most: int, kinds: list[str]) -> Run:
     """Run it; returns the finished run. AssertionError where a digest differs from the undisturbed run."""
     config = write_config(folder, steps)
-    env = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+    env = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60"}
     with raylets(1, num_cpus=2) as alone:
         reference = Run(config, "undisturbed", client_env(alone), "train.num_workers=1")
         expected, digests = reference.finish(), reference.digests()

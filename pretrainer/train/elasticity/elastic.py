@@ -9,6 +9,7 @@ checkpoint it waits for.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -73,11 +74,23 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""
         if self.scaling_config.use_gpu or self.data_nodes:
             return self.sizes[-1]
-        return best_size(self.sizes, self._beside_data()) or self.sizes[0]
+        return best_size(self.sizes, self._beside_data()) or self._smallest_and_data()
+
+    def _smallest_and_data(self) -> int:
+        """As many workers as have the CPUs of the fewest and of data, which is not there yet to ask for its own.
+
+        Asked for the fewest alone, an autoscaler whose one node has room for them adds none (seen: a run of one worker
+        on a node of one CPU, 0.9 of which data needs, waited for ever).
+        """
+        each = self._worker_cpus()
+        return self.sizes[0] + (math.ceil(self.data_cpus / each - TOLERANCE) if each else 0)
+
+    def _worker_cpus(self) -> float:
+        return float(self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0))
 
     def _beside_data(self) -> int:
         """Workers whose CPUs the cluster has beside those of the data stages."""
-        each = self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0)
+        each = self._worker_cpus()
         theirs = subcluster.cpus(self.data_nodes, ray.nodes()) if self.data_nodes else self.data_cpus
         left = ray.cluster_resources().get("CPU", 0.0) - theirs
         return int(left / each + TOLERANCE) if each else self.sizes[-1]

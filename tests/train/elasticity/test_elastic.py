@@ -121,6 +121,17 @@ def test_cpus_of_the_data_stages_are_left_to_them(cluster: Cluster) -> None:
     assert few._get_num_workers_for_resource_request() == 2
 
 
+def test_where_not_even_the_fewest_fit_beside_data_the_cpus_of_both_are_asked_for(cluster: Cluster) -> None:
+    """Or the autoscaler, which sees that they would fit alone, adds no node, and nobody ever begins."""
+    cluster.nodes = {"a": {"CPU": 1.0}}
+    waiting = policy(3, cpus=0.5, data_cpus=0.9)[0]
+    assert isinstance(waiting.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert waiting._get_num_workers_for_resource_request() * 0.5 >= 0.5 + 0.9
+    cluster.nodes["b"] = {"CPU": 1.0}
+    assert size(waiting.make_decision_for_non_running_worker_group()) == 2
+    assert waiting._get_num_workers_for_resource_request() == 2
+
+
 def test_data_on_nodes_of_its_own_takes_nothing_from_trainers(cluster: Cluster) -> None:
     """So they ask for as many as there may be, and the autoscaler adds nodes for those that do not fit yet."""
     cluster.nodes, cluster.for_data = {"a": {"CPU": 4}, "b": {"CPU": 8}}, {"b"}
@@ -173,7 +184,7 @@ def test_a_growth_that_did_not_last_makes_the_next_one_wait_longer(cluster: Clus
 
 def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
     ours = {name for name, value in vars(UsefulSizes).items() if inspect.isfunction(value)} - {"__init__"}
-    overridden = ours - {"_beside_data"}
+    overridden = ours - {"_beside_data", "_worker_cpus", "_smallest_and_data"}
     assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
         n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
     }
