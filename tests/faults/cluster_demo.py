@@ -84,6 +84,7 @@ def disturb(run: Run, cluster: Any, timeline: Timeline, most: int, kinds: list[s
         else:
             drain(cluster, node_id)
             timeline.say(f"a node gets notice: gone in {NOTICE_S} s")
+        at = run.text().index(run.wait_for("the workers ended", at), at)  # growth may have come in between
         fewer = workers_begin(run, at, 1, most)
         timeline.say(f"training goes on with {fewer} workers")
         if fewer < 2:
