@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.driver.cli import Cluster, cluster, config_parser, run_main
+from pipelines.driver.cli import Cluster, cluster, config_parser, run_main, settled
 from pipelines.driver.continuation import read_resolved
 from pipelines.driver.documents import document_counts, document_table
 from pipelines.driver.preflight import check
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     config, _parent = read_resolved(config_parser("prepare", __doc__.split("\n\n")[0]).parse_args(arguments))
     run = resolve_run(config.run.name, config.run.storage)
     with cluster(config) as there:
-        return prepare(config, run, there, Console(started_s, config))
+        return prepare(settled(config, there), run, there, Console(started_s, config))
 
 
 def prepare(config: Config, run: Store, there: Cluster, console: Console) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from pipelines.driver.cli import Cluster, cluster, config_parser, run_main
+from pipelines.driver.cli import Cluster, cluster, config_parser, run_main, settled
 from pipelines.driver.continuation import changes_from, read_resolved
 from pipelines.driver.parent import Parent
 from pipelines.driver.preflight import check, local_cluster, plan_lines
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         return dry_run(config, run, parent)
     with cluster(config) as there:
-        code = pretrain(config, run, there, started_s)
+        code = pretrain(settled(config, there), run, there, started_s)
     print(run.child("summary.json").uri, flush=True)  # the last line, after Ray has said everything it has to say
     return code
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 def dry_run(config: Config, run: Store, parent: Parent | None = None) -> int:
     """Every check and the plan; asks no cluster for anything but what it has."""
     with local_cluster(config) as there:
+        config = settled(config, there)
         manifest = check(config, run, there)
         print(
             "\n".join(

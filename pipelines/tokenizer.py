@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.driver.cli import cluster, config_parser, read_config, run_main
+from pipelines.driver.cli import cluster, config_parser, read_config, run_main, settled
 from pretrainer.config import ModelConfig
 from pretrainer.data.tokenizer.report import compare, format_rows, parse_sizes
 from pretrainer.model.presets import parameter_count, resolve
@@ -31,11 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     sizes, config = parse_sizes(options.compare), read_config(options)
-    with cluster(config):
+    with cluster(config) as there:
         # It reads through Ray, so only behind the checks above.
         from pretrainer.data.tokenizer.freeze import sample_documents
 
-        samples = sample_documents(config)
+        samples = sample_documents(settled(config, there))
     languages = {source.name: source.preset for source in config.data.sources}
     rows = compare(samples, sizes, config.tokenizer.kind, lambda size: count_parameters(config.model, size), languages)
     sample_bytes = sum(len(text.encode("utf-8")) for texts in samples.values() for text in texts)

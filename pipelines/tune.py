@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from pipelines.driver.cli import Cluster, cluster, config_parser, run_main
+from pipelines.driver.cli import Cluster, cluster, config_parser, run_main, settled
 from pipelines.driver.continuation import read_resolved
 from pipelines.driver.preflight import check, check_concurrency
 from pipelines.driver.progress import Console
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     check_space(config)
     run = resolve_run(config.run.name, config.run.storage)
     with cluster(config) as there:
-        code = tune(config, run, there, started_s)
+        code = tune(settled(config, there), run, there, started_s)
     print(run.child("summary.json").uri, flush=True)  # the last line, after Ray has said everything it has to say
     return code
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.driver.cli import Cluster
+from pipelines.driver.cli import Cluster, settled
 from pipelines.driver.preflight import (
     _check_cpus,
+    _check_data_nodes,
     _check_exact,
     _check_length,
     _check_memory,
@@ -122,11 +123,31 @@ def test_data_with_nodes_of_its_own_must_fit_into_them_and_trainers_into_the_oth
     asked = config(cluster={"data_subcluster": "data"}, num_workers=3)
     _check_cpus(asked, cluster)
     several = config(cluster={"data_subcluster": "data"}, num_workers=7, cpus_per_worker=0.45)
-    assert "at most 6 workers" in refusal(several, cluster), "what data does not need of its nodes is not theirs"
-    text = refusal(asked, dataclasses.replace(cluster, data_cpus=0.5))
+    text = refusal(several, cluster)
+    assert "the 3 CPUs of the nodes that are not for data alone" in text and "at most 6 workers" in text
+    few = dataclasses.replace(cluster, data_cpus=0.5)
+    _check_data_nodes(asked, cluster)
+    with pytest.raises(ConfigError) as caught:
+        _check_data_nodes(asked, few)
+    text = str(caught.value)
     for part in ("cluster.data_subcluster='data'", "0.74 CPUs for 1 sources", "ray-subcluster=data have 0.5"):
         assert part in text
-    _check_cpus(config(cluster={"data_subcluster": "data", "autoscaling": True}), dataclasses.replace(cluster, cpus=0))
+    _check_data_nodes(config(cluster={"data_subcluster": "data", "autoscaling": True}), few)
+
+
+def test_nodes_of_data_are_checked_where_nothing_is_trained(corpus: Path, tmp_path: Path) -> None:
+    asked = config(corpus, cluster={"data_subcluster": "data"})
+    few = dataclasses.replace(there(), data_cpus=0.0)
+    with pytest.raises(ConfigError, match=r"cluster\.data_subcluster='data'.* have 0:"):
+        check(asked, Store(str(tmp_path / "run")), few, training=False)
+
+
+def test_on_a_machine_of_its_own_a_run_has_no_nodes_for_data_alone() -> None:
+    """So the config of a cluster runs on a laptop, too."""
+    asked = config(cluster={"data_subcluster": "data", "shared_storage": True})
+    alone = settled(asked, dataclasses.replace(there(), started_here=True)).cluster
+    assert alone.data_subcluster is None and alone.shared_storage
+    assert settled(asked, there()) == asked
 
 
 def test_cluster_too_small_for_the_data_stages_names_another_remedy() -> None:

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,13 @@ class Cluster:
 
     def has_for_data(self, needs: float) -> bool:
         return (self.cpus if self.data_cpus is None else self.data_cpus) >= needs - 1e-6
+
+
+def settled(config: Config, there: Cluster) -> Config:
+    """The config on this cluster. One that was started here is one machine, which has no nodes for data alone."""
+    if not there.started_here:
+        return config
+    return replace(config, cluster=replace(config.cluster, data_subcluster=None))
 
 
 NOISE = (
@@ -200,7 +207,7 @@ def _start(config: Config) -> Cluster:
 def _describe(config: Config, dashboard: str | None, started_here: bool) -> Cluster:
     resources = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    own = config.cluster.data_subcluster
+    own = None if started_here else config.cluster.data_subcluster
     return Cluster(
         resources.get("CPU", 0.0),
         resources.get("GPU", 0.0),

@@ -70,6 +70,7 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
             "use an object store (s3://…, gs://…), or set cluster.shared_storage=true if all nodes mount this folder"
         )
     _check_sealed(config, cluster)
+    _check_data_nodes(config, cluster)
     if training:
         _check_cpus(config, cluster)
         _check_exact(config, cluster)
@@ -79,27 +80,35 @@ def check(config: Config, run: Store, cluster: Cluster, training: bool = True) -
     return manifest
 
 
+def _check_data_nodes(config: Config, cluster: Cluster) -> None:
+    """Data with nodes of its own must fit into them, whether or not anything is trained."""
+    name, needs = config.cluster.data_subcluster, data_cpus(config.data)
+    if name is None or config.cluster.autoscaling or cluster.has_for_data(needs):
+        return
+    raise ConfigError(
+        f"cluster.data_subcluster={name!r}: the data stages need {needs:g} CPUs for {len(config.data.sources)} "
+        f"sources, and the nodes with the label {LABEL}={name} have {cluster.data_cpus or 0:g}: start nodes with `ray start "
+        f"--labels {LABEL}={name}`, leave the field out so that data runs beside the trainers, or set "
+        "cluster.autoscaling=true if the cluster can grow"
+    )
+
+
 def _check_cpus(config: Config, cluster: Cluster) -> None:
     if config.cluster.autoscaling:
         return
     workers, each = config.train.worker_range[0], config.train.cpus_per_worker
     needs = data_cpus(config.data)
-    if not cluster.has_for_data(needs) and config.cluster.data_subcluster is not None:
-        raise ConfigError(
-            f"cluster.data_subcluster={config.cluster.data_subcluster!r}: the data stages need {needs:g} CPUs for "
-            f"{len(config.data.sources)} sources, and the nodes with the label {LABEL}="
-            f"{config.cluster.data_subcluster} have {cluster.data_cpus:g}: start nodes with `ray start --labels "
-            f"{LABEL}={config.cluster.data_subcluster}`, leave the field out so that data runs beside the "
-            "trainers, or set cluster.autoscaling=true if the cluster can grow"
-        )
     left = cluster.left_by_data(needs)
     if workers * each > left + 1e-6:
         fit = int(left / each + 1e-9)
         remedy = f"use at most {fit} workers" if fit > 0 else "use a smaller data.read_cpus or fewer sources"
+        asks = f"train.num_workers={config.train.num_workers} x train.cpus_per_worker={each:g}"
+        data = f"the data stages ({needs:g} CPUs for {len(config.data.sources)} sources)"
+        conflict = f"{asks} and {data} do not fit into the cluster's {cluster.cpus:g} CPUs"
+        if cluster.data_cpus is not None:
+            conflict = f"{asks} do not fit into the {left:g} CPUs of the nodes that are not for data alone"
         raise ConfigError(
-            f"train.num_workers={config.train.num_workers} x train.cpus_per_worker={each:g} and the data stages "
-            f"({needs:g} CPUs for {len(config.data.sources)} sources) do not fit into the cluster's {cluster.cpus:g} "
-            f"CPUs, so the run would wait for ever: {remedy}, lower train.cpus_per_worker, or set "
+            f"{conflict}, so the run would wait for ever: {remedy}, lower train.cpus_per_worker, or set "
             "cluster.autoscaling=true if the cluster can grow"
         )
 
