@@ -87,8 +87,8 @@ def _check_data_nodes(config: Config, cluster: Cluster) -> None:
         return
     raise ConfigError(
         f"cluster.data_subcluster={name!r}: the data stages need {needs:g} CPUs for {len(config.data.sources)} "
-        f"sources, and the nodes with the label {LABEL}={name} have {cluster.data_cpus or 0:g}: start nodes with `ray start "
-        f"--labels {LABEL}={name}`, leave the field out so that data runs beside the trainers, or set "
+        f"sources, and the nodes with the label {LABEL}={name} have {cluster.data_cpus or 0:g}: start nodes with "
+        f"`ray start --labels {LABEL}={name}`, leave the field out so that data runs beside the trainers, or set "
         "cluster.autoscaling=true if the cluster can grow"
     )
 
