@@ -4,12 +4,14 @@
 #                                          (Debian: apt-get install), and KubeRay's own CRDs if they are there
 # make chaos [KILLS=100]                   random kills over one training, and the proof that nothing changed
 # make demo-crash                          a worker is killed before your eyes, in two minutes
+# make lock                                requirements.lock anew, after a change of pyproject.toml or constraints.txt
+# make audit                               known vulnerabilities of what it names, asked of PyPI
 # make cluster-demo                        Ray's autoscaler grows a training from no node; nodes are lost and come back
 #
 # Each does its own set-up in .venv; choose another Python with PYTHON=/path/to/python3.12.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-all chaos demo-crash cluster-demo lint clean
+.PHONY: help setup pretrain test test-all chaos demo-crash cluster-demo lint lock audit clean
 
 ARGS ?=
 KILLS ?= 100
@@ -57,6 +59,10 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	$(call install,.[dev])
 	@touch $(VENV)/.pretrain $@
 
+$(VENV)/.lock: pyproject.toml
+	$(call install,.[lock])
+	@touch $@
+
 setup: $(VENV)/.test
 
 pretrain: $(VENV)/.pretrain
@@ -80,6 +86,15 @@ demo-crash: $(VENV)/.test
 
 cluster-demo: $(VENV)/.test
 	$(RUN) -m tests.faults.cluster_demo
+
+# What the image of a cluster installs (cluster/Dockerfile).
+lock: $(VENV)/.lock
+	$(VENV)/bin/uv pip compile pyproject.toml -c constraints.txt --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" --default-index https://pypi.org/simple --no-config \
+		-q -o requirements.lock
+
+audit: $(VENV)/.lock
+	$(VENV)/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

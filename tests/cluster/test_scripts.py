@@ -55,7 +55,7 @@ def test_the_image_is_what_the_targets_count_on() -> None:
     text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
     last = text[text.rindex("\nFROM ") :]
     assert re.search(r"^USER 1000:1000$", last, re.MULTILINE) and "RAY_AUTH_MODE=token" in last
-    assert "ENTRYPOINT" not in text and "-c constraints.txt" in text
+    assert "ENTRYPOINT" not in text and "pip install --no-cache-dir --require-hashes -r rest.lock" in text
     assert re.search(r"^ARG PYTHON=3\.1[12]$", text, re.MULTILINE)
     assert {"wget", "gcc"} <= set(last.split())  # KubeRay's probes and the spot notice; torch.compile
 

@@ -56,7 +56,7 @@ def test_without_the_token_nothing_is_told_or_taken(head: Head, tmp_path: Path) 
     assert "Traceback" not in done.err
 
 
-@pytest.mark.slow  # in the default run a job trains a smaller model: the reference of test_pretrain.py
+@pytest.mark.slow  # in the default run a job trains a smaller model: the reference of conftest.py
 def test_literal_job_from_any_directory(head: Head, tmp_path: Path) -> None:
     """The default config, the quickstart, and few steps of it."""
     home = tmp_path / "home"

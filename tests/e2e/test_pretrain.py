@@ -1,4 +1,4 @@
-"""The main job as a user runs it, on a real head node: same stream whatever the cluster, mistakes told in one line."""
+"""The main job as a user runs it, on a real head node: what it leaves, and the same stream whatever the cluster."""
 
 from __future__ import annotations
 
@@ -10,44 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from pretrainer.journal import read_events
 from pretrainer.storage import Store
-from tests import faulty_s3, s3
-from tests.e2e.head import Head, Result, corpus, in_turn, job, pipeline, tiny_config, two_sources
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pretrain")
-
-
-@pytest.fixture(scope="module")
-def config(folder: Path) -> Path:
-    return tiny_config(folder, two_sources(folder / "corpus"))
-
-
-@pytest.fixture(scope="module")
-def reference(head: Head, config: Path, folder: Path) -> Result:
-    """One undisturbed run with two workers, as a job; what every other run is compared with."""
-    result = job(head, "pretrain", "--config", str(config), "run.name=reference", cwd=folder)
-    assert result.code == 0, result.out + result.err
-    return result
-
-
-def run_folder(config: Path, name: str) -> Path:
-    return config.parent / "runs" / name
-
-
-def audit(config: Path, name: str) -> list[dict[str, Any]]:
-    objects = sorted(run_folder(config, name).glob("audit/*.jsonl"))
-    return [json.loads(line) for path in objects for line in path.read_text().splitlines()]
+from tests.e2e.audit import audit, run_folder
+from tests.e2e.head import Head, Result, corpus, pipeline, tiny_config
 
 
 def test_summary_has_what_scripts_rely_on(reference: Result) -> None:
@@ -200,12 +170,6 @@ def test_other_world_size_trains_the_same_batches(
     assert result.summary["val_loss"] == pytest.approx(reference.summary["val_loss"], rel=1e-3)
 
 
-def test_a_complete_run_says_so(told: dict[str, Result], config: Path, reference: Result) -> None:
-    again, path = told["again"], run_folder(config, "reference") / "summary.json"
-    assert again.code == 0 and "is complete" in again.out and again.out.strip().splitlines()[-1] == str(path)
-    assert json.loads(path.read_text()) == reference.summary
-
-
 @pytest.mark.slow
 def test_longer_run_continues_at_another_world_size(head: Head, config: Path, reference: Result) -> None:
     """Six steps, then on to nine with one worker, equals nine steps at once: nothing lost, nothing repeated."""
@@ -242,13 +206,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over(head: Head, config: Path, re
     assert second.summary["steps"] == 9 and newest.is_dir()
 
 
-def test_changed_tokens_are_refused_on_a_trained_run(told: dict[str, Result]) -> None:
-    changed = told["changed tokens"]
-    assert changed.code == 2
-    assert "seq_len" in changed.err
-    assert "Traceback" not in changed.err
-
-
 @pytest.mark.slow
 def test_prepared_sources_are_only_read(head: Head, config: Path, reference: Result) -> None:
     """prepare, twice, and then pretrain: every chunk is curated once, and the batches are those of the reference."""
@@ -264,162 +221,6 @@ def test_prepared_sources_are_only_read(head: Head, config: Path, reference: Res
     assert {path: path.stat().st_mtime_ns for path in ledger.rglob("*.arrow")} == shards
     documents = trained.summary["documents"]
     assert documents["read"] == 161 and documents["dead_letters"] == 1
-
-
-@pytest.fixture
-def two_raylets() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 200_000_000})
-    cluster.add_node(num_cpus=2, object_store_memory=200_000_000, labels={"ray-subcluster": "data"})
-    yield cluster
-    cluster.shutdown()
-
-
-def test_one_worker_on_s3_trains_the_same_batches(
-    head: Head, config: Path, reference: Result, s3_uri: str, tmp_path: Path
-) -> None:
-    """Input and run folder on S3 over HTTP: the endpoint is in the URI, credentials in the environment of the node."""
-    train_on_s3(head.env, config, reference, s3_uri, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_raylets_on_s3_with_data_on_one_of_them_train_the_same_batches(
-    s3_uri: str, two_raylets: Cluster, config: Path, reference: Result, tmp_path: Path
-) -> None:
-    """The bucket's fixture comes before the nodes', which have its credentials in their environment."""
-    env = {"RAY_ADDRESS": two_raylets.address, "RAY_AUTH_MODE": "disabled"}
-    refused = pipeline("pretrain", "--config", str(config), "run.name=raylets", env=env)
-    assert refused.code == 2 and "2 nodes" in refused.err and "object store" in refused.err
-    train_on_s3(
-        {**env, **s3.credentials()}, config, reference, s3_uri, tmp_path, "cluster.data_subcluster=data"
-    )
-    where = nodes_of_actors(env)
-    data = [f"MapWorker(MapBatches({stage}))" for stage in ("MeteredInOrderDedup", "PackWindows")]
-    assert [where[name] for name in data] == [{"data"}, {"data"}]
-    assert where["RayTrainWorker"] == {None}
-
-
-def nodes_of_actors(env: dict[str, str]) -> dict[str, set[str | None]]:
-    """Class of every actor that there was -> the label ray-subcluster of the nodes where it was."""
-    code = """
-import json, ray
-from ray._private.state import actors
-ray.init(logging_level=40)
-label = {node["NodeID"]: node["Labels"].get("ray-subcluster") for node in ray.nodes()}
-print(json.dumps([[a["ActorClassName"], label.get(a["Address"]["NodeID"])] for a in actors().values()]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True,
-                          check=True)  # fmt: skip
-    where: dict[str, set[str | None]] = {}
-    for name, label in json.loads(done.stdout.splitlines()[-1]):
-        where.setdefault(name, set()).add(label)
-    return where
-
-
-@pytest.mark.slow
-def test_two_raylets_with_a_shared_folder_train_the_same_batches(
-    two_raylets: Cluster, config: Path, reference: Result
-) -> None:
-    env = {"RAY_ADDRESS": two_raylets.address, "RAY_AUTH_MODE": "disabled"}
-    result = pipeline("pretrain", "--config", str(config), "run.name=raylets", "cluster.shared_storage=true", env=env)
-    assert result.code == 0, result.out + result.err
-    assert result.summary["order_digest"] == reference.summary["order_digest"]
-
-
-@pytest.mark.slow
-def test_s3_with_errors_trains_the_same_batches(
-    head: Head, config: Path, reference: Result, s3_endpoint: str, s3_uri: str, tmp_path: Path
-) -> None:
-    """Of every 11 requests one is answered 503, reset, cut off in the middle or held back for 3 s."""
-    with faulty_s3.faulty(s3_endpoint) as (endpoint, faults):
-        train_on_s3(head.env, config, reference, s3_uri.replace(s3_endpoint, endpoint), tmp_path)
-    assert all(faults[kind] >= 3 for kind in faulty_s3.Proxy.faults), faults
-
-
-def train_on_s3(
-    env: dict[str, str], config: Path, reference: Result, s3_uri: str, tmp_path: Path, *fields: str
-) -> None:
-    store = Store(s3_uri)
-    for part in sorted((config.parent / "corpus").iterdir()):
-        store.write(f"corpus/{part.name}", part.read_bytes())
-    base, _question, query = s3_uri.partition("?")
-    uris = {
-        name: [f"{base}/corpus/part-{n:03d}.jsonl?{query}" for n in numbers]
-        for name, numbers in {"early": (0, 40), "late": (80, 120)}.items()
-    }
-    result = pipeline(
-        "pretrain", "--config", str(config), "run.name=on-s3", "train.num_workers=1",
-        f"run.storage={base}/runs?{query}", *fields,
-        f"data.sources.0.uris={json.dumps(uris['early'])}", f"data.sources.1.uris={json.dumps(uris['late'])}",
-        env={**env, "HOME": str(tmp_path)},  # for runs on S3 the default tracker is in the home folder
-    )
-    assert result.code == 0, result.out + result.err
-    summary = json.loads(Store(result.out.strip().splitlines()[-1]).read())
-    assert summary["world_sizes"] == [1] and reference.summary["world_sizes"] == [2]
-    assert summary["order_digest"] == reference.summary["order_digest"]
-    audits = Store(f"{base}/runs/on-s3/audit?{query}")
-    objects = [path for path, *_ in audits.list() if path.endswith(".jsonl")]
-    lines = [json.loads(line) for path in objects for line in audits.read(path).decode().splitlines()]
-    assert [a["digest"] for a in lines] == [a["digest"] for a in audit(config, "reference")]
-    assert summary["val_loss"] == pytest.approx(reference.summary["val_loss"], rel=1e-3)
-    assert Store(summary["export"]).exists("model.safetensors")
-
-
-# Mistakes -------------------------------------------------------------------------------------------------------------
-MISTAKES = {
-    "unknown field": (["train.step=5"], "train.steps"),
-    "wrong value": (["data.seq_len=two"], "data.seq_len"),
-    "batch that cannot be formed": (["train.global_batch_tokens=500"], "multiple of"),
-    "more workers than slot blocks": (["train.num_workers=9"], "slot blocks"),
-    "more workers than the cluster has": (["train.num_workers=8", "train.cpus_per_worker=2"], "CPUs"),
-    "missing input": (["data.sources.0.uris=[/nowhere/at/all]"], "/nowhere/at/all"),
-    "wrong column": (["data.sources.0.text_column=body"], "body"),
-    "vocabulary too large": (["tokenizer.vocab_size=60000"], "tokenizer.vocab_size"),
-    "missing bucket": (["run.storage=s3://no-such-bucket-{port}/runs?endpoint_override={endpoint}"], "bucket"),
-    "GPU asked and not there": (["train.device=cuda"], "GPU"),
-    "too little data": (["train.steps=100000"], "max_epochs"),
-    "no such tokenizer": (["tokenizer.uri=/nowhere/tokenizer.model"], "tokenizer.uri"),
-}
-
-
-@pytest.fixture(scope="module")
-def told(head: Head, config: Path, reference: Result, s3_endpoint: str) -> dict[str, Result]:
-    """What starts that train nothing say, by their name: one process makes them all in turn, because to begin one takes
-    longer than most of them."""
-    commands = {
-        "again": ["run.name=reference"],
-        "changed tokens": ["run.name=reference", "train.steps=9", "data.seq_len=16", "data.slot_sequences=4"],
-        "dry run": ["run.name=dry", "--dry-run"],
-        "help": ["--help"],
-    }
-    for mistake, (overrides, _words) in MISTAKES.items():
-        filled = [o.format(endpoint=s3_endpoint, port=head.port) for o in overrides]
-        commands[mistake] = [f"run.name=mistake-{mistake.replace(' ', '-')}", *filled]
-    kept = [run_folder(config, "reference") / name for name in ("config.yaml", "data/fingerprint.json")]
-    before = [path.read_bytes() for path in kept]
-    results = in_turn("pretrain", [["--config", str(config), *words] for words in commands.values()], head.env)
-    assert [path.read_bytes() for path in kept] == before, "a refused start leaves what the next one compares with"
-    return dict(zip(commands, results, strict=True))
-
-
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda name: name.replace(" ", "-"))
-def test_mistakes_end_in_one_clear_message(told: dict[str, Result], mistake: str) -> None:
-    result, (_overrides, words) = told[mistake], MISTAKES[mistake]
-    assert result.code == 2, result.out + result.err
-    assert result.err.count("error: ") == 1 and words in result.err
-    assert not any(trace in result.out + result.err for trace in ("Traceback", 'File "', "ray::"))
-
-
-def test_dry_run_prints_the_plan_and_trains_nothing(told: dict[str, Result], config: Path) -> None:
-    result = told["dry run"]
-    assert result.code == 0, result.err
-    for words in ("parameters", "FLOPs per token", "6 steps x 512 tokens", "blocks/s", "source early"):
-        assert words in result.out
-    assert not run_folder(config, "dry").joinpath("checkpoints").exists()
-
-
-def test_help_lists_every_field(told: dict[str, Result]) -> None:
-    result = told["help"]
-    assert result.code == 0 and "train.global_batch_tokens" in result.out and "data.sources" in result.out
 
 
 def test_no_leftover_processes_hold_the_head(head: Head, reference: Result) -> None:
