@@ -24,7 +24,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
 from pretrainer.config import DataConfig
-from pretrainer.data import lookahead
+from pretrainer.data import lookahead, reservation
 from pretrainer.data.curriculum import SegmentOrder
 from pretrainer.data.meters import MeteredInOrderDedup
 from pretrainer.data.packing.packer import CloseChunks, PackWindows
@@ -68,6 +68,7 @@ def configure_context(look_ahead_chunks: int, look_ahead_blocks: int, labels: di
     context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
     lookahead.install(context, look_ahead_chunks, look_ahead_blocks)
+    reservation.install(context)
 
 
 def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:
