@@ -23,6 +23,7 @@ from ray.data._internal.execution.backpressure_policy import (
 
 from pretrainer.data.lookahead import LookAhead
 from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order, small_cpus
+from pretrainer.data.reservation import OneTaskOfEach
 from tests.e2e.head import Head
 
 TIMEOUT_S = 600.0
@@ -251,6 +252,35 @@ print(json.dumps([made_while_the_executor_stands(2, 2.0), made_while_the_executo
     assert ray_s_own < 10 and ours == 60
 
 
+def test_a_stream_has_the_cpus_of_one_task_of_each_stage_where_less_than_one_is_left(driver: Driver) -> None:
+    """By default it shares what nobody asked for, in whole CPUs: trainers ask for 3.5 of 4 here, and nothing is left."""
+    ray_s_own, ours = driver.saw("""
+from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from pretrainer.data import reservation
+others = DefaultAutoscalingCoordinator(requester_id="train-others")
+def read(table):
+    time.sleep(4)  # Ray asks once a second what it may use
+    return table
+class Pack:
+    def __call__(self, table): return table
+def limit(install):
+    seen = []
+    class Look(ExecutionCallback):
+        def on_execution_step(self, executor): seen.append(executor._resource_manager.get_global_limits().cpu)
+    context.custom_execution_callback_classes = [Look]
+    install(context)
+    others.request_resources(resources=[{"CPU": 3.5}], expire_after_s=120)
+    ds = (rows(1).map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.15)
+          .map_batches(Pack, batch_size=1, batch_format="pyarrow", num_cpus=0.05, compute=ActorPoolStrategy(size=1)))
+    assert len(list(ds.iter_batches(batch_size=None, batch_format="pyarrow"))) == 1
+    others.cancel_request()
+    return seen[-1]
+print(json.dumps([limit(lambda context: None), limit(reservation.install)]))
+""")  # fmt: skip
+    assert ray_s_own == 0 and ours == pytest.approx(0.2)
+
+
 def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(driver: Driver) -> None:
     """Ray's own policy leaves it beside the new one for 180 s. A killed start cancels nothing, as here."""
     ray_s_own, ours = driver.saw("""
@@ -284,8 +314,11 @@ def test_the_context_of_the_stream_differs_from_ray_s_defaults() -> None:
         assert DataContext.get_current().execution_options.preserve_order
         assert DataContext.get_current().target_max_block_size == 1
         enabled = DataContext.get_current().get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY)
+        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach]
         assert LookAhead in enabled and set(ENABLED_BACKPRESSURE_POLICIES) < set(enabled)
         assert DataContext.get_current().execution_options.label_selector is None
+        configure_context(8, 64)
+        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach], "once"
         configure_context(4, 64, {"ray-subcluster": "data"})
         assert DataContext.get_current().execution_options.label_selector == {"ray-subcluster": "data"}
     finally:

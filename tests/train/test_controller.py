@@ -31,7 +31,8 @@ from pretrainer.errors import StorageError
 from pretrainer.storage import Store
 from pretrainer.train import controller
 from pretrainer.train.checkpoints.committed import CHECKPOINTS, SNAPSHOT, committed_checkpoint, drop_damaged
-from pretrainer.train.controller import FailureReport, OrderedDataConfig, failure_event, make_trainer
+from pretrainer.train.controller import FailureReport, failure_event, make_trainer
+from pretrainer.train.ordered import OrderedDataConfig
 from tests.train.specs import BLOCKS_PER_STEP, worker_spec
 
 # ----------------------------------------------------------------------------------------- the committed checkpoint
