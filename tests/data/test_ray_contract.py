@@ -253,7 +253,7 @@ print(json.dumps([made_while_the_executor_stands(2, 2.0), made_while_the_executo
 
 
 def test_a_stream_has_the_cpus_of_one_task_of_each_stage_where_less_than_one_is_left(driver: Driver) -> None:
-    """By default it shares what nobody asked for, in whole CPUs: trainers ask for 3.5 of 4 here, and nothing is left."""
+    """By default it shares what nobody asked for, in whole CPUs: here others ask for 3.5 of 4, and nothing is left."""
     ray_s_own, ours = driver.saw("""
 from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
