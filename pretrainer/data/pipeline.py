@@ -16,12 +16,16 @@ file, with its reason (contract tests: tests/data/test_ray_contract.py):
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray.data
+from ray._private.log import PlainRayHandler
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+from ray.util.annotations import RayDeprecationWarning
 
 from pretrainer.config import DataConfig
 from pretrainer.data import lookahead, reservation
@@ -66,9 +70,20 @@ def configure_context(look_ahead_chunks: int, look_ahead_blocks: int, labels: di
     context.execution_options.verbose_progress = False
     context.target_max_block_size = 1
     context.execution_no_progress_timeout_s = -1
-    context.enable_progress_bars = False
+    _quiet(context)
     lookahead.install(context, look_ahead_chunks, look_ahead_blocks)
     reservation.install(context)
+
+
+def _quiet(context: DataContext) -> None:
+    """Ray Data's own progress, advice on memory and warnings go to its log files; errors still come to the terminal."""
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, PlainRayHandler):
+            handler.setLevel(logging.ERROR)
+    # `allow_out_of_order_execution` has no named argument yet.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
 
 
 def source_stream(plan: SourcePlan, first_block: int) -> ray.data.Dataset:

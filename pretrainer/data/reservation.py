@@ -3,7 +3,7 @@
 Ray Data registers an execution with an empty request and lives on a share of what nobody asked for, in whole CPUs of
 each node: nothing, where two runs share two CPUs or trainers leave 0.5 of one. With nothing reserved no stage may start
 a task; only Ray's guard against standstill starts one now and then, when a trainer already waits, and because nothing
-runs, Ray sees no need to ask for more (seen: two trials of a sweep on two cores waited for data two thirds of the time).
+runs, Ray sees no need to ask for more (seen: two trials of a sweep on two cores waited for data half of the time).
 So the first request is ours. Ray's own later ones hold at least as much.
 """
 

@@ -54,6 +54,7 @@ def test_every_document_of_a_prepared_source_is_accounted_for(head: Head, tmp_pa
     source = {"name": "all", "uris": [str(corpus(tmp_path / "corpus", documents=80))], "preset": "code"}
     result = pipeline("prepare", "--config", str(tiny_config(tmp_path, [source])), env=head.env)
     assert result.code == 0, result.out + result.err
+    assert not re.search(r"streaming_executor|issue_detector|Deprecat|WARNING", result.out + result.err)
     (table,) = [line for line in result.out.splitlines() if "documents read" in line]
     read, kept, unreadable = (int(found) for found in re.findall(r"(\d+) (?:documents read|kept|unreadable)", table))
     reasons = {name: int(n) for name, n in re.findall(r"^    (\w+) +(\d+) +[\d.]+%$", result.out, re.MULTILINE)}
