@@ -253,7 +253,7 @@ print(json.dumps([made_while_the_executor_stands(2, 2.0), made_while_the_executo
 
 
 def test_a_stream_has_the_cpus_of_one_task_of_each_stage_where_less_than_one_is_left(driver: Driver) -> None:
-    """By default it shares what nobody asked for, in whole CPUs: here others ask for 3.5 of 4, and nothing is left."""
+    """By default it shares what nobody asked for, in whole CPUs: nothing, where others ask for 3.5 of 4."""
     ray_s_own, ours = driver.saw("""
 from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -264,21 +264,21 @@ def read(table):
     return table
 class Pack:
     def __call__(self, table): return table
-def limit(install):
+def limit(install, others_cpus):
     seen = []
     class Look(ExecutionCallback):
         def on_execution_step(self, executor): seen.append(executor._resource_manager.get_global_limits().cpu)
     context.custom_execution_callback_classes = [Look]
     install(context)
-    others.request_resources(resources=[{"CPU": 3.5}], expire_after_s=120)
+    others.request_resources(resources=[{"CPU": others_cpus}], expire_after_s=120)
     ds = (rows(1).map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.15)
           .map_batches(Pack, batch_size=1, batch_format="pyarrow", num_cpus=0.05, compute=ActorPoolStrategy(size=1)))
     assert len(list(ds.iter_batches(batch_size=None, batch_format="pyarrow"))) == 1
     others.cancel_request()
     return seen[-1]
-print(json.dumps([limit(lambda context: None), limit(reservation.install)]))
+print(json.dumps([limit(lambda context: None, 3.5), [limit(reservation.install, cpus) for cpus in (3.5, 4.0, 0.01)]]))
 """)  # fmt: skip
-    assert ray_s_own == 0 and ours == pytest.approx(0.2)
+    assert ray_s_own == 0 and ours == pytest.approx([0.2, 0.2, 3.2])  # 3.2: its 0.2 and its share of the rest
 
 
 def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(driver: Driver) -> None:
