@@ -29,9 +29,9 @@ class OneTaskOfEach(ExecutionCallback):
 
     def before_execution_starts(self, executor: StreamingExecutor) -> None:
         scaler: Any = executor._cluster_autoscaler
-        assert isinstance(executor._cluster_autoscaler, RateBasedClusterAutoscaler), "RAY_DATA_CLUSTER_AUTOSCALER must be left as it is"
-        stages = [op for op in scaler._non_shuffle_ops if op.min_scheduling_resources().cpu > 0]
-        scaler._send_resource_request(scaler._construct_resource_request(dict.fromkeys(stages, 1)))
+        stages = [op for op in executor._topology or {} if op.min_scheduling_resources().cpu > 0]
+        if isinstance(executor._cluster_autoscaler, RateBasedClusterAutoscaler):  # Ray's default
+            scaler._send_resource_request(scaler._construct_resource_request(dict.fromkeys(stages, 1)))
         least, granted = sum(op.min_scheduling_resources().cpu for op in stages), scaler.get_total_resources
 
         def total() -> ExecutionResources:
