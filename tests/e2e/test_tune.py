@@ -26,7 +26,7 @@ SPACE = f"sweep.space=[{{field: {BATCHES}}}, {{field: {RATES}}}]"
 def sweep_file(folder: Path, steps: int = 16, **sweep: Any) -> Path:
     """One small source, one worker, a batch of 512 tokens."""
     source = {"name": "all", "uris": [str(corpus(folder / "corpus"))], "preset": "code", "max_epochs": 8}
-    train = {"num_workers": 1, "steps": steps, "checkpoint_every_steps": 4, "log_every_steps": 2}
+    train = {"num_workers": 1, "steps": steps, "checkpoint_every_steps": max(4, steps // 20), "log_every_steps": 2}
     values = {"reports": 4, "max_concurrent_trials": 2, **sweep}
     return tiny_config(folder, [source], train=train, sweep=values, monitor={"every_steps": 2})
 
@@ -129,7 +129,7 @@ def wait_for(found: Any, process: subprocess.Popen[bytes], timeout_s: float = 40
 def test_a_sweep_whose_driver_was_killed_goes_on_and_runs_no_finished_trial_twice(head: Head, tmp_path: Path) -> None:
     """Killed when one trial is over and another has a checkpoint behind it; compared with an undisturbed sweep."""
     space = "sweep.space=[{field: train.learning_rate, values: [3e-4, 1e-3, 3e-3, 1e-2]}]"
-    config = sweep_file(tmp_path, steps=400, max_concurrent_trials=1)
+    config = sweep_file(tmp_path, steps=200, max_concurrent_trials=1)
     reference = pipeline("tune", "--config", str(config), "run.name=whole", space, env=head.env, timeout_s=2400)
     assert reference.code == 0, reference.out + reference.err
     run = tmp_path / "runs/killed"
