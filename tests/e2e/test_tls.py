@@ -80,4 +80,4 @@ def test_who_has_no_certificate_of_its_authority_is_not_let_in(tls_head: Head, t
     assert os.environ.get("RAY_USE_TLS") is None
     refused = pipeline("pretrain", "--config", str(config), env=env, timeout_s=300)
     assert refused.code != 0 and not (tmp_path / "runs/tiny").exists()
-    assert refused.err.count("error: ") == 1, refused.err
+    assert "Failed to connect to GCS" in refused.err, refused.err  # Ray ends the process itself
