@@ -4,9 +4,9 @@
 #                                          (Debian: apt-get install), and KubeRay's own CRDs if they are there
 # make chaos [KILLS=100]                   random kills over one training, and the proof that nothing changed
 # make demo-crash                          a worker is killed before your eyes, in two minutes
+# make cluster-demo                        Ray's autoscaler grows a training from no node; nodes are lost and come back
 # make lock                                requirements.lock anew, after a change of pyproject.toml or constraints.txt
 # make audit                               known vulnerabilities of what it names, asked of PyPI
-# make cluster-demo                        Ray's autoscaler grows a training from no node; nodes are lost and come back
 #
 # Each does its own set-up in .venv; choose another Python with PYTHON=/path/to/python3.12.
 

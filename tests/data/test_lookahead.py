@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pretrainer.data.lookahead import AHEAD_OF_READER, BLOCKS_KEY, CHUNKS_KEY, IDLE_S, LookAhead
+from pretrainer.data.lookahead import AHEAD_OF_READER, BLOCKS_KEY, CHUNKS_KEY, LookAhead
 
 CHUNKS, BLOCKS = 4, 6
 
@@ -133,7 +133,7 @@ def test_source_at_its_end_holds_nobody_back() -> None:
     assert allows(rules, one[1])
 
 
-@pytest.mark.parametrize(("active", "stock", "rests"), [(0, 0, [IDLE_S]), (0, 2, [IDLE_S]), (1, 2, [])])
+@pytest.mark.parametrize(("active", "stock", "rests"), [(0, 0, [0.01]), (0, 2, [0.01]), (1, 2, [])])
 def test_the_executor_rests_once_a_round_where_no_task_runs(
     active: int, stock: int, rests: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
