@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrainer.config import ModelConfig
+from pretrainer.model.cast import Linear
 from pretrainer.model.masks import Mask, attend
 from pretrainer.model.norms import RMSNorm
 from pretrainer.model.positions import apply_rotary
@@ -56,10 +57,10 @@ class Attention(nn.Module):
         self.layer, self.head_width = layer, config.width_per_head
         queries, keys = config.heads * self.head_width, config.num_kv_heads * self.head_width
         has_bias = config.bias != "none"
-        self.q = nn.Linear(config.hidden, queries, bias=has_bias)
-        self.k = nn.Linear(config.hidden, keys, bias=has_bias)
-        self.v = nn.Linear(config.hidden, keys, bias=has_bias)
-        self.o = nn.Linear(queries, config.hidden, bias=config.bias == "all")
+        self.q = Linear(config.hidden, queries, bias=has_bias)
+        self.k = Linear(config.hidden, keys, bias=has_bias)
+        self.v = Linear(config.hidden, keys, bias=has_bias)
+        self.o = Linear(queries, config.hidden, bias=config.bias == "all")
         self.q_norm = RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pretrainer.config import ModelConfig
+from pretrainer.model.cast import Linear
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -59,9 +60,9 @@ class FeedForward(nn.Module):
         super().__init__()
         has_bias = config.bias == "all"
         self.activation = ACTIVATIONS[config.ffn]
-        self.gate = nn.Linear(config.hidden, width, bias=has_bias) if config.gated else None
-        self.up = nn.Linear(config.hidden, width, bias=has_bias)
-        self.down = nn.Linear(width, config.hidden, bias=has_bias)
+        self.gate = Linear(config.hidden, width, bias=has_bias) if config.gated else None
+        self.up = Linear(config.hidden, width, bias=has_bias)
+        self.down = Linear(width, config.hidden, bias=has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrainer.errors import ConfigError
+from pretrainer.model.cast import Linear, like
 from pretrainer.model.transformer import Transformer
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
@@ -47,7 +48,7 @@ def use_float8(model: Transformer) -> int:
     found = 0
     for parent in list(model.blocks.modules()):
         for name, layer in parent.named_children():
-            if type(layer) is nn.Linear and all(side % MULTIPLE == 0 for side in layer.weight.shape):
+            if isinstance(layer, Linear) and all(side % MULTIPLE == 0 for side in layer.weight.shape):
                 setattr(parent, name, Float8Linear(layer))
                 found += 1
     return found
@@ -56,7 +57,7 @@ def use_float8(model: Transformer) -> int:
 class Float8Linear(nn.Module):
     """nn.Linear with the parameters of another one, by the same names."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: Linear) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
 
@@ -66,8 +67,8 @@ class Float8Linear(nn.Module):
         tokens = rows.shape[0]
         if tokens % MULTIPLE:  # the gradient of the weight sums over them
             rows = F.pad(rows, (0, 0, 0, -tokens % MULTIPLE))
-        out = _Float8Product.apply(rows, self.weight)[:tokens].unflatten(0, x.shape[:-1])
-        return out if self.bias is None else out + self.bias
+        out = _Float8Product.apply(rows, like(self.weight, x))[:tokens].unflatten(0, x.shape[:-1])
+        return out if self.bias is None else out + like(self.bias, x)
 
 
 class _Float8Product(torch.autograd.Function):

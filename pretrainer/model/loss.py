@@ -6,6 +6,10 @@ output weight are computed beside the loss, in the forward pass, and only scaled
 et al. 2024, arXiv:2410.10989). The work is the same; nothing is computed twice. In its place there is a float32
 gradient of the output weight, 4 V H bytes, which the sum over the chunks is kept in.
 
+On CUDA what stands between the products of a chunk is compiled into two passes over its logits, and float32 ones never
+exist: they are read, and their gradient written, in the type of the products. Not so under
+`torch.use_deterministic_algorithms`: a compiled reduction may be tuned on the spot, and then its order is not ours.
+
 Under tensor parallelism the output weight is a DTensor whose rows are split over ranks: each has the logits of its own
 part of the vocabulary, and only log Z and the target's logit of each token are exchanged (Shoeybi et al. 2019,
 arXiv:1909.08053).
@@ -25,13 +29,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
+from pretrainer.model.compiled import for_device
+
 IGNORE = -100  # target that carries no loss; cross_entropy's own default
-CHUNK_BYTES = 2**28  # float32 logits that may exist at a time: 8,192 tokens of a vocabulary of 8,192, 512 of 131,072
+# Float32 logits that may exist at a time, by kind of device: on the CPU 8,192 tokens of a vocabulary of 8,192, 512 of
+# 131,072. A chunk reads and writes the output weight's gradient once, so on GPUs, which have the memory, it is longer.
+CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    chunk_tokens: int | None = None  # tokens whose logits exist at a time; None: as many as CHUNK_BYTES hold
+    chunk_tokens: int | None = None  # most tokens whose logits exist at a time; None: as many as CHUNK_BYTES hold
     z_loss: float = 0.0  # PaLM's factor of log(Z)^2, 1e-4 there; 0 leaves it out
 
 
@@ -66,9 +74,21 @@ class Part(NamedTuple):
         return parts[:, 0].logsumexp(0), parts[:, 1].sum(0)
 
 
-def chunk_tokens(settings: LossSettings, vocab_size: int) -> int:
+def chunk_tokens(settings: LossSettings, vocab_size: int, device_type: str) -> int:
     """Tokens whose logits may exist at a time; more of them are a case for `chunked_loss`."""
-    return settings.chunk_tokens or max(1, CHUNK_BYTES // (4 * vocab_size))
+    return settings.chunk_tokens or max(1, CHUNK_BYTES[device_type] // (4 * vocab_size))
+
+
+def chunk_length(tokens: int, most: int) -> int:
+    """Tokens of a chunk: a power of two of them hold all, so that rows of the usual lengths fall into equal ones and
+    nothing is compiled twice."""
+    pieces = 1 << (-(-tokens // most) - 1).bit_length()
+    return max(1, -(-tokens // pieces))
+
+
+def is_fused(logits_of: Tensor) -> bool:
+    """Whether what stands between a chunk's products is compiled."""
+    return logits_of.is_cuda and not torch.are_deterministic_algorithms_enabled()
 
 
 def whole_loss(logits: Tensor, targets: Tensor, live: bool = True, z_loss: float = 0.0) -> Loss:
@@ -101,12 +121,12 @@ def chunked_loss(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
-    keep, chunk = (targets != IGNORE) & live, chunk_tokens(settings, weight.shape[0])
-    part = Part.of(weight)
+    keep, part = (targets != IGNORE) & live, Part.of(weight)
+    chunk = chunk_length(len(targets), chunk_tokens(settings, weight.shape[0], kind))
     rows = weight.to_local() if isinstance(weight, DTensor) else weight
     with torch.autocast(kind, enabled=False):
         return Loss(*_ChunkedLoss.apply(
-            hidden.to(dtype), rows.to(dtype), targets, keep, live, chunk, settings.z_loss, torch.is_grad_enabled(),
+            hidden.to(dtype), rows, targets, keep, live, chunk, settings.z_loss, torch.is_grad_enabled(),
             part, seed,
         ))  # fmt: skip
 
@@ -114,30 +134,30 @@ def chunked_loss(
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, keep: Tensor, live: bool, chunk: int, z_loss: float,
+        ctx: Any, hidden: Tensor, rows: Tensor, targets: Tensor, keep: Tensor, live: bool, chunk: int, z_loss: float,
         with_gradient: bool, part: Part | None, seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        weight = rows.to(hidden.dtype)
         objective, nll = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
         by_hidden = torch.zeros_like(hidden) if with_gradient else None
         by_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else None
+        chunk_of = for_device(_fused_chunk, hidden.device.type) if part is None and is_fused(hidden) else _chunk
         for first in range(0, hidden.shape[0] if live else 0, chunk):
             cut = slice(first, first + chunk)
             inside = keep[cut, None]
             h = torch.where(inside, hidden[cut], 0.0)
-            logits = (h @ weight.T).float()  # [n, V]
-            chunk_nll, log_z, target, here = _chunk_loss(logits, targets[cut], keep[cut], part)
+            chunk_objective, chunk_nll, gradient = chunk_of(
+                h @ weight.T, targets[cut], keep[cut], part, z_loss, with_gradient, seed
+            )
+            objective += chunk_objective
             nll += chunk_nll
-            objective += chunk_nll if not z_loss else chunk_nll + z_loss * log_z.square().sum()
-            if by_hidden is not None and by_weight is not None:
-                exact = _logit_gradient(logits, log_z, target, here, inside, z_loss)
-                gradient = (exact if seed is None else exact.mul_(seed)).to(hidden.dtype)
+            if by_hidden is not None and by_weight is not None and gradient is not None:
                 by_hidden[cut] = torch.where(inside, gradient @ weight, 0.0)
-                by_weight += gradient.T @ h
-                del exact, gradient
-            del logits  # else they stand beside those of the next chunk
+                _add_product(by_weight, gradient.T, h)
+            del gradient  # else it stands beside the logits of the next chunk
         if part is not None and by_hidden is not None:
             dist.all_reduce(by_hidden, group=part.group)
-        ctx.gradients, ctx.dtype, ctx.seed = (by_hidden, by_weight), weight.dtype, seed
+        ctx.gradients, ctx.dtype, ctx.seed = (by_hidden, by_weight), rows.dtype, seed
         ctx.mark_non_differentiable(nll)
         return objective, nll
 
@@ -150,26 +170,61 @@ class _ChunkedLoss(torch.autograd.Function):
         return by_hidden.mul_(factor), by_weight.mul_(factor).to(ctx.dtype), *[None] * 8
 
 
-def _chunk_loss(
-    logits: Tensor, targets: Tensor, keep: Tensor, part: Part | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(nll summed over kept tokens, log Z [n] or 0 where not kept, row of the target [n, 1], 1 where it is here)."""
-    row = torch.where(keep, targets, 0) - (0 if part is None else part.first)
-    here = (row >= 0) & (row < logits.shape[-1])
-    row = torch.where(here, row, 0)[:, None]
-    log_z, logit = logits.logsumexp(-1), torch.where(here, logits.gather(-1, row)[:, 0], 0.0)
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, where total is float32; without a product of its own where there is a kernel for that."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b
+
+
+def _chunk(
+    logits: Tensor, targets: Tensor, keep: Tensor, part: Part | None, z_loss: float, with_gradient: bool,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """(objective, nll, gradient of the logits [n, V] or None) of one chunk's logits [n, V].
+
+    Exponentials are taken once and in the place of the logits. The gradient is softmax (1 + 2 z log Z) - one-hot.
+    """
+    dtype, logits = logits.dtype, logits.float()
+    row = torch.where(keep, targets, 0)[:, None] - (0 if part is None else part.first)
+    here = (row >= 0) & (row < logits.shape[-1])  # the target is in this rank's part
+    row = torch.where(here, row, 0)
+    logit = torch.where(here, logits.gather(-1, row), 0.0)[:, 0]
+    most = logits.amax(-1)
+    exponentials = logits.sub_(most[:, None]).exp_()
+    log_z = most + exponentials.sum(-1).log()
     if part is not None:
         log_z, logit = part.combine(log_z, logit)
     log_z = torch.where(keep, log_z, 0.0)
-    return torch.where(keep, log_z - logit, 0.0).sum(), log_z, row, here[:, None]
+    nll = torch.where(keep, log_z - logit, 0.0).sum()
+    objective = nll + z_loss * log_z.square().sum() if z_loss else nll
+    if not with_gradient:
+        return objective, nll, None
+    factor, hit = (most - log_z).exp(), here[:, 0].float()
+    factor = factor * (1 + 2 * z_loss * log_z) if z_loss else factor
+    factor, hit = (torch.where(keep, x if seed is None else x * seed, 0.0)[:, None] for x in (factor, hit))
+    gradient = exponentials.mul_(factor)
+    return objective, nll, gradient.scatter_(-1, row, gradient.gather(-1, row) - hit).to(dtype)
 
 
-def _logit_gradient(
-    logits: Tensor, log_z: Tensor, target: Tensor, here: Tensor, keep: Tensor, z_loss: float
-) -> Tensor:
-    """softmax (1 + 2 z log Z) - one-hot, 0 where not kept; [n, V] float32, in the place of the logits."""
-    probabilities = logits.sub_(log_z[:, None]).exp_()
+def _fused_chunk(
+    logits: Tensor, targets: Tensor, keep: Tensor, part: None, z_loss: float, with_gradient: bool, seed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same for torch.compile: one loop over a row for its log Z and one for its gradient. Comparing every column
+    with the target costs nothing there, where a scatter would need the row to exist in float32."""
+    exact = logits.float()
+    target = torch.where(keep, targets, 0)[:, None]
+    log_z = torch.where(keep, exact.logsumexp(-1), 0.0)
+    nll = torch.where(keep, log_z - exact.gather(-1, target)[:, 0], 0.0).sum()
+    objective = nll + z_loss * log_z.square().sum() if z_loss else nll
+    if not with_gradient:
+        return objective, nll, None
+    probabilities = (exact - log_z[:, None]).exp()
     if z_loss:
-        probabilities *= 1 + 2 * z_loss * log_z[:, None]
-    probabilities.scatter_(-1, target, probabilities.gather(-1, target) - here.to(probabilities.dtype))
-    return probabilities.masked_fill_(~keep, 0.0)
+        probabilities = probabilities * (1 + 2 * z_loss * log_z[:, None])
+    hit = torch.arange(logits.shape[-1], device=logits.device) == target
+    gradient = torch.where(keep[:, None], probabilities - hit.float(), 0.0)
+    return objective, nll, (gradient if seed is None else gradient * seed).to(logits.dtype)

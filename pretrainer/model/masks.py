@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pretrainer.config import ModelConfig
+from pretrainer.model.compiled import for_device
 from pretrainer.model.positions import alibi_slopes
 from pretrainer.model.ring import Ring, RingMask, dense_round, merge
 
@@ -118,12 +119,6 @@ def _flex_mods(
     return seen, biased if pattern.slopes else None
 
 
-@cache
-def _for_device(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    # Uncompiled, FlexAttention builds the whole score matrix; on the CPU it is run so by the tests alone.
-    return torch.compile(function, dynamic=False) if device_type == "cuda" else function
-
-
 def flex_mask(
     pattern: Pattern, length: int, document_ids: Tensor | None, device: torch.device,
     places: tuple[Tensor, Tensor] | None = None,
@@ -134,7 +129,7 @@ def flex_mask(
     """
     seen, score_mod = _flex_mods(pattern, document_ids, device, places)
     rows = None if document_ids is None else document_ids.shape[0]
-    make = _for_device(create_block_mask, device.type)
+    make = for_device(create_block_mask, device.type)
     return FlexMask(make(seen, rows, None, length, length, device=device), score_mod)
 
 
@@ -182,7 +177,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         return _attend_in_rounds(q, k, v, mask)
     shared = k.shape[1] != q.shape[1]
     if isinstance(mask, FlexMask):
-        run = _for_device(flex_attention, q.device.type)
+        run = for_device(flex_attention, q.device.type)
         return run(q, k, v, score_mod=mask.score_mod, block_mask=mask.blocks, enable_gqa=shared)
     values = mask.values
     if values is not None and values.dtype != torch.bool:
@@ -204,7 +199,7 @@ def _attend_round(q: Tensor, k: Tensor, v: Tensor, mask: DenseMask | FlexMask) -
     if isinstance(mask, DenseMask):
         assert mask.values is not None
         return dense_round(q, k, v, mask.values)
-    run, shared = _for_device(flex_attention, q.device.type), k.shape[1] != q.shape[1]
+    run, shared = for_device(flex_attention, q.device.type), k.shape[1] != q.shape[1]
     out, lse = run(
         q, k, v, score_mod=mask.score_mod, block_mask=mask.blocks, enable_gqa=shared, return_lse=True
     )

@@ -19,7 +19,7 @@ from pretrainer.config import Config, ModelConfig, TrainConfig
 from pretrainer.errors import ConfigError
 from pretrainer.model.activations import Pass, activation_bytes, backward_bytes
 from pretrainer.model.flops import GIB, optimizer_state_bytes
-from pretrainer.model.loss import LossSettings, chunk_tokens
+from pretrainer.model.loss import LossSettings, chunk_length, chunk_tokens
 from pretrainer.model.presets import block_parameters, parameter_count
 
 USABLE = 0.9
@@ -49,12 +49,14 @@ DEVICE_GIB: dict[str, float] = {
 }
 
 
-def is_alone(train: TrainConfig, workers: int, is_float32: bool) -> bool:
-    """Whether a worker has the model as it is, without FSDP2: nothing is shared, cast or offloaded.
+def is_alone(train: TrainConfig, workers: int) -> bool:
+    """Whether a worker has the model as it is, without FSDP2: nothing is shared or offloaded, and layers cast their
+    parameters themselves (cast.py).
 
-    FSDP2 on one rank copies every parameter and gradient and costs a model of 1 M parameters 25 % of its step.
+    FSDP2 on one rank copies every parameter and gradient: it costs a model of 1 M parameters 25 % of its step on a CPU,
+    and keeps the host of a GPU so busy that one of 124 M waits for it (log 2026-11-27).
     """
-    return workers == 1 and is_float32 and not train.cpu_offload
+    return workers == 1 and not train.cpu_offload
 
 
 def device_bytes(device_name: str) -> float | None:
@@ -121,15 +123,18 @@ def _sizes(config: ModelConfig, vocab_size: int, tensor_parallel: int) -> _Sizes
 
 def _loss_bytes(config: ModelConfig, vocab_size: int, setup: StepSetup) -> int:
     """What the loss makes at its widest; see loss.py."""
-    run, chunk = setup.run, chunk_tokens(LossSettings(setup.loss_chunk_tokens), vocab_size)
-    if run.tokens <= chunk and run.tensor_parallel == 1:
+    run, most = setup.run, chunk_tokens(LossSettings(setup.loss_chunk_tokens), vocab_size, setup.run.device)
+    if run.tokens <= most and run.tensor_parallel == 1 and run.device == "cpu":
         return 12 * run.tokens * vocab_size  # float32: log probabilities, their gradient, and that of the logits
-    chunk, vocab_size = min(chunk, run.tokens), -(-vocab_size // run.tensor_parallel)
-    table = vocab_size * config.hidden
-    cast = 2 if run.half else 0
+    rows, vocab_size = chunk_length(run.tokens, most), -(-vocab_size // run.tensor_parallel)
+    table, cast = vocab_size * config.hidden, 2 if run.half else 0
     by_hidden, by_weight = run.element * run.tokens * config.hidden, 4 * table
-    # Logits in float32 beside their exponentials, or beside their gradient's cast and what a chunk adds to by_weight.
-    inside = max(8 * chunk * vocab_size, (4 + cast) * chunk * vocab_size + run.element * table)
+    if run.device == "cuda" and not run.autocast and run.tensor_parallel == 1:
+        inside = 2 * run.element * rows * vocab_size  # logits and their gradient
+    else:
+        # Logits in float32 beside their gradient in its type, and what by_weight gets where no kernel adds in place.
+        added = 2 * table if run.half and run.device == "cpu" else 0
+        inside = (4 + cast) * rows * vocab_size + added
     return by_hidden + by_weight + inside + (cast * (table + run.tokens * config.hidden) if run.autocast else 0)
 
 
@@ -159,7 +164,9 @@ def sharded_plan(config: ModelConfig, vocab_size: int, setup: StepSetup) -> Memo
     table = -(-vocab_size * config.hidden // run.tensor_parallel)
     reduced = 8 * max(sizes.block, sizes.root)  # on their way into shards
     if setup.alone:
-        at_work = reduced = 0
+        # Autograd keeps what was cast; where a block is computed again, until then.
+        casts = table + (sizes.blocks if run.checkpointing == "none" else sizes.block)
+        at_work, reduced = 2 * casts if run.half else 0, 0
     held = dict(parameters=shard, optimizer=_state(config, vocab_size, setup))
     plans = [
         MemoryPlan(
@@ -235,7 +242,7 @@ def setup_of(config: Config, workers: int, on_gpu: bool) -> StepSetup:
         moments=train.optimizer_state,
         loss_chunk_tokens=train.loss_chunk_tokens,
         cpu_offload=train.cpu_offload,
-        alone=is_alone(train, workers, not half),
+        alone=is_alone(train, workers),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pretrainer.config import ModelConfig, MoeConfig
+from pretrainer.model.cast import like
 from pretrainer.model.ffn import ACTIVATIONS, FeedForward
 
 
@@ -57,7 +58,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Routing, Tensor]:
         """(routing, weights [..., k] float32 of the chosen experts) of x [..., H]."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.float(), _here(self.weight).float())
+            logits = F.linear(x.float(), like(_here(self.weight), x).float())
         scores = router_scores(logits, self.moe)
         # The bias moves the choice and never the weights (Wang et al. 2024, arXiv:2408.15664).
         preference = scores if self.expert_bias is None else scores + self.expert_bias
@@ -74,7 +75,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     On CUDA one grouped kernel, which needs no number on the host and takes bfloat16 alone; elsewhere one product per
     expert. A weight that tensor parallelism has split counts with this rank's part.
     """
-    weight = _here(weight)
+    weight = like(_here(weight), x)
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x, weight = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, weight))
     if x.is_cuda and x.dtype == torch.bfloat16:

@@ -12,20 +12,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 from pretrainer.config import ModelConfig
+from pretrainer.model.cast import LayerNorm, like
 
 
 class RMSNorm(nn.RMSNorm):
     """torch's, with a faster backward pass on the CPU where it runs operation by operation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.eps is None or not _runs_on_cpu(x, self.weight):
-            return super().forward(x)
-        return _CPURMSNorm.apply(x, self.weight, self.eps)
+        weight = like(self.weight, x)
+        if self.eps is None or not _runs_on_cpu(x, weight):
+            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return _CPURMSNorm.apply(x, weight, self.eps)
 
 
 def _runs_on_cpu(x: Tensor, weight: Tensor) -> bool:
@@ -63,4 +66,4 @@ def make_norm(config: ModelConfig) -> nn.Module:
     """The norm of the config, over H."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.hidden, eps=config.norm_eps)
-    return nn.LayerNorm(config.hidden, eps=config.norm_eps, bias=config.bias == "all")
+    return LayerNorm(config.hidden, eps=config.norm_eps, bias=config.bias == "all")

@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from pretrainer.config import ModelConfig
 from pretrainer.model.attention import Attention, Context, KVCache
+from pretrainer.model.cast import Linear, like
 from pretrainer.model.ffn import FeedForward, make_dropout
 from pretrainer.model.init import init_weights
 from pretrainer.model.masks import Mask, Pattern, make_mask
@@ -62,7 +64,7 @@ def logits(hidden: Tensor, weight: Tensor) -> Tensor:
     if isinstance(weight, DTensor):
         whole = DTensor.from_local(hidden, weight.device_mesh, [Replicate()], run_check=False)
         return cast(DTensor, F.linear(whole, weight)).full_tensor()
-    return F.linear(hidden, weight)
+    return F.linear(hidden, like(weight, hidden))
 
 
 class Transformer(nn.Module):
@@ -80,8 +82,9 @@ class Transformer(nn.Module):
         self.dropout = make_dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.Identity() if config.norm_position == "post" else make_norm(config)
-        self.head = None if config.tie_embeddings else nn.Linear(config.hidden, vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else Linear(config.hidden, vocab_size, bias=False)
         self.heads_here = slice(None)  # of the query heads, those that this rank has under tensor parallelism
+        self.compute_dtype: torch.dtype | None = None  # None: that of the parameters; see cast.py
         self.routing: list[Routing] = []  # of the last forward pass, one per block with experts
         self.expert_tokens: Tensor | None = None  # of this step so far, see pretrainer/train/sharding/experts.py
         self.look: Callable[[int, Tensor], None] | None = None  # gets what each block gives, see train/monitor.py
@@ -124,9 +127,9 @@ class Transformer(nn.Module):
         # Apart from `hidden`, which FSDP wraps: after it the root's parameters are shards again.
         assert cache is None or (document_ids is None and (cache.length == 0 or tokens.shape[1] == 1))
         assert cache is None or self.config.causal, "a cache holds what later tokens cannot change"
-        x = self.embed(tokens)
+        x = self._looked_up(self.embed, tokens)
         if self.embed_positions is not None:
-            x = x + self.embed_positions(positions)
+            x = x + self._looked_up(self.embed_positions, positions)
         x, routing = self.dropout(x), []
         contexts = self._contexts(tokens, positions, document_ids, cache, ring)
         for layer, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
@@ -137,6 +140,10 @@ class Transformer(nn.Module):
                 self.look(layer, x.detach())
         self.routing = routing
         return self.norm(x)
+
+    def _looked_up(self, table: nn.Module, ids: Tensor) -> Tensor:
+        found: Tensor = table(ids)
+        return found if self.compute_dtype is None else found.to(self.compute_dtype)
 
     def _contexts(
         self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, cache: KVCache | None, ring: Ring | None

@@ -55,4 +55,5 @@ def memory_of(model: ModelConfig, vocab_size: int, run: Arrangement) -> MemoryPl
         tensor_parallel=run.tensor_parallel,
     )
     shards = (run.shard_gpus or run.gpus) // run.tensor_parallel
-    return sharded_plan(model, vocab_size, StepSetup(run=forward, micro_batches=run.passes, shards=shards))
+    setup = StepSetup(run=forward, micro_batches=run.passes, shards=shards, alone=run.gpus == 1)
+    return sharded_plan(model, vocab_size, setup)

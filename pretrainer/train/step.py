@@ -107,7 +107,8 @@ def batch_loss(model: nn.Module, batch: MicroBatch, live: bool = True, seed: Ten
         return whole_loss(model(*arguments), batch.targets, live, settings.z_loss)
 
     def loss(hidden: Tensor, weight: Tensor) -> Any:
-        if isinstance(weight, DTensor) or batch.targets.numel() > chunk_tokens(settings, model.vocab_size):
+        most = chunk_tokens(settings, model.vocab_size, hidden.device.type)
+        if isinstance(weight, DTensor) or hidden.is_cuda or batch.targets.numel() > most:
             return chunked_loss(hidden, weight, batch.targets, live, settings, seed)
         return whole_loss(logits(hidden, weight), batch.targets, live, settings.z_loss)
 
@@ -254,13 +255,13 @@ def apply_gradient(
     if loss_scale is not None:
         loss_scale.unscale(model)
     parameters = list(model.parameters())  # walking through the modules takes as long as clipping a small model
-    norm = gradient_norm(parameters)
+    norm = gradient_norm(parameters).to(loss.device)  # the gradient may be offloaded
     if observer is not None:
         observer.gradient(model)
     verdict = (plain_verdict if detector is None else detector.judge)(loss, norm)
     applied = verdict.applied
     torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    _update(optimizer, applied, learning_rate)
+    _update(optimizer, applied.to(parameters[0].device), learning_rate)
     optimizer.zero_grad(set_to_none=True)
     balance_experts(model, expert_tokens, applied)
     if loss_scale is not None:

@@ -1,7 +1,7 @@
 """Speed and memory of training steps on one GPU, with torch alone: no Ray, a process group of one rank.
 
-    python tests/benchmarks/gpu_step.py --out gpu_step.json              # all rows, about 8 minutes on an H200
-    python tests/benchmarks/gpu_step.py --rows 124m-compiled,8b-compiled --steps 5
+    python tests/benchmarks/gpu_step.py --out gpu_step.json              # all rows, about 6 minutes on an H200
+    python tests/benchmarks/gpu_step.py --rows 124m-compiled,8b-compiled --steps 5 --profile kernels.txt
     python tests/benchmarks/gpu_step.py --tiny                           # every row on the CPU, at toy size
 
 Tokens are random and every row is one text. The model is that of the trainer (`build_model`, `build_optimizer`,
@@ -41,7 +41,7 @@ from pretrainer.config import ModelConfig, TrainConfig  # noqa: E402
 from pretrainer.model.activations import Pass  # noqa: E402
 from pretrainer.model.flops import GIB, flops_per_token, model_flops_utilization  # noqa: E402
 from pretrainer.model.init import init_constant  # noqa: E402
-from pretrainer.model.memory_plan import USABLE, MemoryPlan, StepSetup, sharded_plan  # noqa: E402
+from pretrainer.model.memory_plan import USABLE, MemoryPlan, StepSetup, is_alone, sharded_plan  # noqa: E402
 from pretrainer.model.presets import parameter_count, resolve  # noqa: E402
 from pretrainer.train.optim.optimizer import build_optimizer  # noqa: E402
 from pretrainer.train.sharding.parallel import build_model  # noqa: E402
@@ -107,7 +107,7 @@ def setup(row: Row, train: TrainConfig, device: torch.device) -> StepSetup:
         documents=row.documents,
         checkpointing=train.activation_checkpointing,
     )
-    return StepSetup(run=run, micro_batches=row.micro_batches)
+    return StepSetup(run=run, micro_batches=row.micro_batches, alone=is_alone(train, 1))
 
 
 def sized(row: Row, train: TrainConfig, device: torch.device) -> ModelConfig:
@@ -139,8 +139,12 @@ def fill(model: torch.nn.Module) -> None:
         local.normal_(0.0, 0.02) if constant is None else local.fill_(constant)
 
 
+REPEATS = 3
+
+
 def seconds_of(step: Callable[[], object], steps: int, device: torch.device) -> list[float]:
-    """Of each of some steps behind three that warm up and compile."""
+    """Mean of some steps, a few times over, behind three that warm up and compile. As in a run the host does not wait
+    for the device between steps."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -150,16 +154,17 @@ def seconds_of(step: Callable[[], object], steps: int, device: torch.device) -> 
         step()
     wait()
     times = []
-    for _ in range(steps):
+    for _ in range(REPEATS):
         begun = time.perf_counter()
-        step()
+        for _ in range(steps):
+            step()
         wait()
-        times.append(time.perf_counter() - begun)
+        times.append((time.perf_counter() - begun) / steps)
     return times
 
 
 def measure(
-    row: Row, model_config: ModelConfig, train: TrainConfig, steps: int, device: torch.device
+    row: Row, model_config: ModelConfig, train: TrainConfig, steps: int, device: torch.device, profile: Path | None
 ) -> dict[str, Any]:
     """Numbers of one row."""
     if device.type == "cuda":
@@ -168,12 +173,16 @@ def measure(
     fill(model)
     optimizer, micro = build_optimizer(model, train), micro_batches(row, device)
     tokens = row.micro_batches * row.rows * row.seq_len
-    seconds = statistics.median(
-        seconds_of(lambda: train_step(model, optimizer, micro, 0, tokens, 1e-4, 1.0), steps, device)
-    )
+
+    def step() -> None:
+        train_step(model, optimizer, micro, 0, tokens, 1e-4, 1.0)
+
+    seconds = statistics.median(seconds_of(step, steps, device))
+    memory_of = memory(sharded_plan(model_config, row.vocab_size, setup(row, train, device)), device)
+    if profile is not None:
+        write_kernels(profile, row.name, step)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     flops = flops_per_token(model_config, row.vocab_size, row.seq_len)
-    plan = sharded_plan(model_config, row.vocab_size, setup(row, train, device))
     return {
         "device": name,
         "parameters": parameter_count(model_config, row.vocab_size),
@@ -182,8 +191,20 @@ def measure(
         "step_s": seconds,
         "tokens_per_s": tokens / seconds,
         "mfu": model_flops_utilization(tokens / seconds, flops, 1, name),
-        **memory(plan, device),
+        **memory_of,
     }
+
+
+def write_kernels(path: Path, name: str, step: Callable[[], object]) -> None:
+    """Add what one step spends its time in on the device to a file."""
+    with torch.profiler.profile() as profiler:
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=90)
+    with path.open("a") as file:
+        file.write(f"{name}\n{table}\n")
 
 
 def memory(plan: MemoryPlan, device: torch.device) -> dict[str, Any]:
@@ -204,7 +225,7 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def run_row(row: Row, steps: int, is_tiny: bool, device: torch.device) -> dict[str, Any]:
+def run_row(row: Row, steps: int, is_tiny: bool, device: torch.device, profile: Path | None = None) -> dict[str, Any]:
     """The row's numbers, or why there are none."""
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     missing = [name for name, _value in row.train if name not in known]
@@ -213,7 +234,7 @@ def run_row(row: Row, steps: int, is_tiny: bool, device: torch.device) -> dict[s
     train = TrainConfig(steps=1, precision="bfloat16", **dict(row.train))
     row, model = tiny(row) if is_tiny else (row, sized(row, train, device))
     try:
-        return measure(row, model, train, steps, device)
+        return measure(row, model, train, steps, device, profile)
     except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     finally:
@@ -251,8 +272,9 @@ def ratios(results: dict[str, dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="names, by commas")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=5, help="in each of three repeats")
     parser.add_argument("--out", type=Path, help="JSON of all rows")
+    parser.add_argument("--profile", type=Path, help="gets a table of kernels for each row")
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU, nothing compiled")
     options = parser.parse_args()
     device = torch.device("cpu" if options.tiny else "cuda")
@@ -264,7 +286,7 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     for row in ROWS:
         if row.name in options.rows.split(","):
-            results[row.name] = run_row(row, options.steps, options.tiny, device)
+            results[row.name] = run_row(row, options.steps, options.tiny, device, options.profile)
             print(line(row.name, results[row.name]), flush=True)
             if options.out:
                 options.out.write_text(json.dumps(results, indent=1) + "\n")

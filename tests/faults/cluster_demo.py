@@ -29,6 +29,7 @@ from tests.e2e.head import BIN, REPOSITORY, free_port, tiny_config, two_sources
 from tests.faults.chaos import Run, client_env, raylets
 
 NOTICE_S = 40
+ENDED = "the workers ended"
 
 
 def local_start() -> Any:
@@ -84,7 +85,8 @@ def disturb(run: Run, cluster: Any, timeline: Timeline, most: int, kinds: list[s
         else:
             drain(cluster, node_id)
             timeline.say(f"a node gets notice: gone in {NOTICE_S} s")
-        at = run.text().index(run.wait_for("the workers ended", at), at)  # growth may have come in between
+        run.wait_for(ENDED, at)
+        at = run.text().index(ENDED, at)  # growth may have come in between
         fewer = workers_begin(run, at, 1, most)
         timeline.say(f"training goes on with {fewer} workers")
         if fewer < 2:

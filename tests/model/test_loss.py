@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrainer.config import ModelConfig
+from pretrainer.model import loss as loss_module
 from pretrainer.model.loss import (
     CHUNK_BYTES,
     IGNORE,
     LossSettings,
+    chunk_length,
     chunk_tokens,
     chunked_loss,
     whole_loss,
@@ -52,9 +54,16 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) ->
     return (objective.detach(), nll.detach(), *torch.autograd.grad(objective * SCALE, (h, w)))
 
 
+@pytest.fixture(params=["operation by operation", "fused"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of what stands between the products of a chunk; the fused one is eager on the CPU."""
+    monkeypatch.setattr(loss_module, "is_fused", lambda hidden: request.param == "fused")
+    return request.param
+
+
 @pytest.mark.parametrize("z_loss", [0.0, 0.3])
 @pytest.mark.parametrize("chunk", [1, 7, 49, 50, 1000])
-def test_loss_and_gradients_agree_with_float64_arithmetic(chunk: int, z_loss: float) -> None:
+def test_loss_and_gradients_agree_with_float64_arithmetic(form: str, chunk: int, z_loss: float) -> None:
     hidden, weight, targets = sample()
     loss = chunked_loss(hidden, weight, targets, True, LossSettings(chunk, z_loss))
     (loss.objective * SCALE).backward()
@@ -83,7 +92,7 @@ def test_a_second_backward_is_refused() -> None:
         loss.objective.backward()
 
 
-def test_bfloat16_products_leave_softmax_and_sums_in_float32() -> None:
+def test_bfloat16_products_leave_softmax_and_sums_in_float32(form: str) -> None:
     """Sums kept in bfloat16 over 250 chunks would be off by percents."""
     hidden, weight, targets = sample(torch.bfloat16, 2000)
     loss = chunked_loss(hidden, weight, targets, True, LossSettings(8))
@@ -107,7 +116,7 @@ def test_chunks_give_the_same_bits_again() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_where_no_target_is_goes_nowhere(bad: float) -> None:
+def test_what_is_not_finite_where_no_target_is_goes_nowhere(form: str, bad: float) -> None:
     hidden, weight, targets = sample()
     clean = chunked_loss(hidden, weight, targets, True, LossSettings(7, 0.1))
     expected = torch.autograd.grad(clean.objective, (hidden, weight))
@@ -119,7 +128,7 @@ def test_what_is_not_finite_where_no_target_is_goes_nowhere(bad: float) -> None:
     assert not got[0][targets == IGNORE].any()
 
 
-def test_a_dummy_of_nan_gives_zero_and_a_zero_gradient() -> None:
+def test_a_dummy_of_nan_gives_zero_and_a_zero_gradient(form: str) -> None:
     hidden, weight, targets = sample()
     spoilt = torch.full_like(hidden, math.nan).requires_grad_()
     loss = chunked_loss(spoilt, weight, targets, False, LossSettings(7, 0.1))
@@ -128,7 +137,7 @@ def test_a_dummy_of_nan_gives_zero_and_a_zero_gradient() -> None:
     assert chunked_loss(spoilt, weight, targets, True, LossSettings(7)).nll.isnan()  # a live one is seen
 
 
-def test_no_target_at_all_is_zero() -> None:
+def test_no_target_at_all_is_zero(form: str) -> None:
     hidden, weight, targets = sample()
     loss = chunked_loss(hidden, weight, torch.full_like(targets, IGNORE), True, LossSettings(7, 0.1))
     got = torch.autograd.grad(loss.objective, (hidden, weight))
@@ -175,9 +184,18 @@ def test_no_tensor_is_ever_larger_than_the_logits_of_a_chunk(dtype: torch.dtype,
 
 
 def test_chunks_are_for_logits_beyond_the_limit() -> None:
-    assert chunk_tokens(LossSettings(), 131_072) == 512 and CHUNK_BYTES == 4 * 512 * 131_072
-    assert chunk_tokens(LossSettings(), 2**40) == 1
-    assert chunk_tokens(LossSettings(64), 2**40) == 64
+    assert chunk_tokens(LossSettings(), 131_072, "cpu") == 512 and CHUNK_BYTES["cpu"] == 4 * 512 * 131_072
+    assert chunk_tokens(LossSettings(), 131_072, "cuda") == 2048
+    assert chunk_tokens(LossSettings(), 2**40, "cuda") == 1
+    assert chunk_tokens(LossSettings(64), 2**40, "cpu") == 64
+
+
+@pytest.mark.parametrize(("tokens", "most", "length"), [
+    (8192, 2093, 2048), (32768, 5336, 4096), (8192, 8192, 8192), (100, 1000, 100), (50, 49, 25), (50, 7, 7),
+    (50, 1, 1), (1, 1, 1), (0, 5, 1),
+])  # fmt: skip
+def test_chunks_are_equal_where_they_can_be(tokens: int, most: int, length: int) -> None:
+    assert chunk_length(tokens, most) == length <= most
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -42,7 +42,7 @@ def sharded(rank: int, world: int) -> dict[str, Any]:
     for name, config in MODELS.items():
         for label, train in (("float32", CHUNKED), ("bfloat16", replace(CHUNKED, precision="bfloat16"))):
             model, optimizer = build(config, train)
-            assert chunk_tokens(model.loss_settings, VOCAB) < BATCHES[0].targets.numel()
+            assert chunk_tokens(model.loss_settings, VOCAB, "cpu") < BATCHES[0].targets.numel()
             first = gradients(model, rank, world)
             losses = [result.loss for result in run_steps(model, optimizer, rank, world, 0, 2)]
             found[f"{name} {label}"] = first, losses, full_weights(model), evaluate(model, HELD_OUT, 1, rank, world)
@@ -58,7 +58,7 @@ def plain(name: str) -> tuple[Transformer, Any]:
     """(whole loss on one plain model, its optimizer)"""
     model = fill(Transformer(MODELS[name], VOCAB))
     model.loss_settings = loss_settings(WHOLE)
-    assert chunk_tokens(model.loss_settings, VOCAB) >= BATCHES[0].targets.numel()
+    assert chunk_tokens(model.loss_settings, VOCAB, "cpu") >= BATCHES[0].targets.numel()
     return model, build_optimizer(model, WHOLE)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark for a bare GPU machine, run at toy size on the CPU: with torch alone, without Ray.
+"""Benchmark and checks for a bare GPU machine, run at toy size on the CPU: with torch alone, without Ray.
 
     python -m pytest -q tests/train/test_gpu_step_script.py
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_step.py"
+CHECKS = SCRIPT.with_name("gpu_checks.py")
 ONLY_TORCH = """
 import runpy, sys
 for absent in ("ray", "mlflow", "pydantic", "pyarrow", "tokenizers", "sentencepiece"):
@@ -37,3 +38,21 @@ def test_every_row_of_the_script_is_measured_with_torch_alone(tmp_path: Path) ->
         assert name in ran.stdout
     plans = {name: found["plan_gib"] for name, found in results.items() if "plan_gib" in found}
     assert plans["8b-full"] < plans["8b-selective"] < plans["8b-compiled"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["attention: c", "loss", "step: float32", "step: exp", "exact", "waits", "copy"])
+def test_the_checks_hold_where_there_is_nothing_to_check(words: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ONLY_TORCH, str(CHECKS), "--device", "cpu", "--only", words]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and ran.stdout.startswith("ok  "), ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+def test_a_check_that_is_off_is_told(tmp_path: Path) -> None:
+    spoil = "import pretrainer.model.masks as m; import torch; m_attend = m.attend\n"
+    spoil += "m.attend = lambda *a: m_attend(*a) * (1.1 if a[0].dtype == torch.bfloat16 else 1)\n"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(CHECKS.parents[2])!r})\n{spoil}{ONLY_TORCH}"]
+    command += [str(CHECKS), "--device", "cpu", "--only", "attention: c"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and ran.stdout.count("OFF") >= 2, ran.stdout + ran.stderr

@@ -59,6 +59,7 @@ class Case:
     micro_batches: int = 1
     train: tuple[tuple[str, Any], ...] = ()
     keeps_gathered: bool = True
+    fsdp: bool = False  # on one rank too
 
     @property
     def config(self) -> Config:
@@ -68,24 +69,31 @@ class Case:
         return Config(data=data, model=self.model, train=TrainConfig(**fields))
 
 
+IS_ALONE = plans.is_alone
+SELECTIVE = ("activation_checkpointing", "selective")
 HALF, EXACT = ("precision", "bfloat16"), ("exact", True)
 CASES = {
     "activations": Case(SMALL, 96, 8, 64),
     "activations-half": Case(SMALL, 96, 8, 64, 1, (HALF,)),
+    "activations-half-fsdp": Case(SMALL, 96, 8, 64, 1, (HALF,), fsdp=True),
     "activations-accumulated": Case(SMALL, 96, 8, 64, 2),
     "experts": Case(EXPERTS, 96, 8, 64),
     "loss": Case(SMALL, 2000, 4, 64),
     "loss-half-accumulated": Case(SMALL, 2000, 4, 64, 2, (HALF,)),
+    "loss-half-accumulated-fsdp": Case(SMALL, 2000, 4, 64, 2, (HALF,), fsdp=True),
     "loss-in-chunks": Case(SMALL, 4000, 4, 64, 1, (("loss_chunk_tokens", 64),)),
     "loss-in-chunks-half": Case(SMALL, 4000, 4, 64, 1, (("loss_chunk_tokens", 64), HALF)),
+    "loss-in-chunks-half-fsdp": Case(SMALL, 4000, 4, 64, 1, (("loss_chunk_tokens", 64), HALF), fsdp=True),
     "parameters": Case(WIDE, 500, 1, 32),
     "parameters-accumulated": Case(WIDE, 500, 1, 32, 2),
     "parameters-half-accumulated": Case(WIDE, 500, 1, 32, 2, (HALF,)),
-    "parameters-resharded": Case(WIDE, 500, 1, 32, 2, (HALF,), keeps_gathered=False),
+    "parameters-half-accumulated-fsdp": Case(WIDE, 500, 1, 32, 2, (HALF,), fsdp=True),
+    "parameters-resharded": Case(WIDE, 500, 1, 32, 2, (HALF,), keeps_gathered=False, fsdp=True),
     "bfloat16-moments": Case(WIDE, 500, 1, 32, 1, (("optimizer_state", "bfloat16"),)),
     "muon": Case(WIDE, 500, 1, 32, 1, (("optimizer", "muon"),)),
     "recomputed": Case(SMALL, 96, 8, 64, 1, (("activation_checkpointing", "full"),)),
-    "recomputed-in-part-half": Case(SMALL, 96, 8, 64, 1, (("activation_checkpointing", "selective"), HALF)),
+    "recomputed-in-part-half": Case(SMALL, 96, 8, 64, 1, (SELECTIVE, HALF)),
+    "recomputed-in-part-half-fsdp": Case(SMALL, 96, 8, 64, 1, (SELECTIVE, HALF), fsdp=True),
     "exact": Case(SMALL, 96, 8, 64, 1, (EXACT,)),
     "exact-half": Case(SMALL, 96, 8, 64, 1, (EXACT, HALF)),
     "exact-parameters": Case(WIDE, 500, 1, 32, 1, (EXACT,)),
@@ -93,14 +101,15 @@ CASES = {
 }
 
 
-def keep_gathered(case: Case) -> None:
+def arrange(case: Case) -> None:
     for module in (plans, parallel):
         module.RESHARD_FROM_PARAMETERS = 64_000_000 if case.keeps_gathered else 0
+        module.is_alone = (lambda _train, _workers: False) if case.fsdp else IS_ALONE
 
 
 def measured(case: Case) -> tuple[int, MemoryPlan]:
     """(bytes alive at the peak of a second step, the plan's)."""
-    keep_gathered(case)
+    arrange(case)
     train, vocab_size = case.config.train, case.vocab_size
     model = parallel.build_model(case.model, vocab_size, train, CPU)
     init_weights(model, 0)

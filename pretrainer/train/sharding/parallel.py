@@ -93,7 +93,9 @@ def build_sharded(
     if ranks.layout.tensor > 1:
         split_matrices(model, ranks.mesh["tensor"])
     prepare_blocks(model, train)
-    if is_alone(train, ranks.layout.world, precision_for(train, device) == torch.float32):
+    if is_alone(train, ranks.layout.world):
+        precision = precision_for(train, device)
+        model.compute_dtype = None if precision == torch.float32 else precision
         model.to_empty(device=device)
     else:
         shard(model, ranks.sharding, train, device)

@@ -15,6 +15,7 @@ import torch
 
 from pretrainer.config import TrainConfig
 from pretrainer.errors import ConfigError
+from pretrainer.model import loss as loss_module
 from pretrainer.model.loss import LossSettings, chunked_loss, whole_loss
 from pretrainer.model.transformer import Transformer
 from pretrainer.train.optim import scaling
@@ -126,10 +127,13 @@ def gradients(dtype: torch.dtype, chunk: int | None, seed: torch.Tensor | None) 
     return hidden.grad.double() / factor, weight.grad.double() / factor
 
 
-@pytest.mark.parametrize("chunk", [None, 5, 24])
+@pytest.mark.parametrize(("chunk", "fused"), [(None, False), (5, False), (24, False), (5, True)])
 @pytest.mark.parametrize("exponent", [-9, -3, 3])
-def test_float16_gradients_are_those_of_the_scaled_loss(chunk: int | None, exponent: int) -> None:
+def test_float16_gradients_are_those_of_the_scaled_loss(
+    chunk: int | None, fused: bool, exponent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A seed of 2^-9 is a mean over 524,288 targets at a scale of 2^10: without more scale much would be zero."""
+    monkeypatch.setattr(loss_module, "is_fused", lambda hidden: fused)
     seed = torch.tensor(2.0**exponent * 1.25)
     got, expected = gradients(torch.float16, chunk, seed), gradients(torch.float64, None, None)
     for mine, theirs in zip(got, expected, strict=True):
