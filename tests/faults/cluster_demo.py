@@ -149,7 +149,7 @@ def demo(folder: Path, steps: int, most: int, kinds: list[str]) -> Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--page", type=Path, default=Path("cluster-demo.html"), help="loss and world size, as a page")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cluster-demo-") as name:
