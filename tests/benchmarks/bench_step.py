@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_step.py [--builds 6] [--seconds 20] [--threads 2] [--profile llama-5m]
 
-Ours is what a trainer runs: `build_model` (one rank, so without FSDP2), `build_optimizer` and `train_step`. The plain loop is
+Ours is what a trainer runs: `build_model` (one rank: no FSDP2), `build_optimizer` and `train_step`. The plain loop is
 written here and shares no code with it: modules, `scaled_dot_product_attention`, `cross_entropy`, fused AdamW, clipping
 of the gradient. Both have C's malloc set as trainers on CPU have it. They take turns step by step in one process, since
 this machine's speed drifts by more than what is measured, and both are built anew several times, since where a tensor
