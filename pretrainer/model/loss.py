@@ -86,9 +86,9 @@ def chunk_length(tokens: int, most: int) -> int:
     return max(1, -(-tokens // pieces))
 
 
-def is_fused(logits_of: Tensor) -> bool:
+def is_fused(hidden: Tensor) -> bool:
     """Whether what stands between a chunk's products is compiled."""
-    return logits_of.is_cuda and not torch.are_deterministic_algorithms_enabled()
+    return hidden.is_cuda and not torch.are_deterministic_algorithms_enabled()
 
 
 def whole_loss(logits: Tensor, targets: Tensor, live: bool = True, z_loss: float = 0.0) -> Loss:
