@@ -21,8 +21,8 @@ from pretrainer.evaluation.tasks import Task, read_task
 from tests.evaluation.cases import MAX_TOKENS, SCORES, TASKS, digest, model, tokenizer
 
 each_task = pytest.mark.parametrize("config", TASKS, ids=lambda config: config.name)
-# The same float32 arithmetic in another order: the largest difference that was seen is 4e-5, of 200 nats. A perplexity is
-# the exponential of a mean of them, so as a share of itself it is no better known: 1.003e-5 was seen, of e^80.
+# The same float32 arithmetic in another order: the largest difference that was seen is 4e-5, of 200 nats. A perplexity
+# is the exponential of a mean of them, so as a share of itself it is no better known: 1.003e-5 was seen, of e^80.
 NATS = 2e-4
 AS_MEAN = ("acc", "acc_norm", "acc_bytes", "exact_match")
 
