@@ -123,8 +123,28 @@ def attention_bytes(config: ModelConfig, run: Pass, layer: int) -> int:
     vectors = heads + config.num_kv_heads // run.tensor_parallel
     # Norms of queries and keys read the products' outputs; what they give is rotated into tensors of their own.
     norms = _norm(config, run, "rmsnorm", queries + keys, vectors, run.element) if config.qk_norm else 0
-    inside = norms + _kernel(config, run) + _mask(config, run, layer)
-    return _into_products(run, config.hidden, 3) + inside + _dropout(config, run, run.element)
+    inside = norms + _kernel(config, run) + _mask(config, run, layer) + _held(config, run)
+    return _into_products(run, config.hidden, 1 if _joins(run) else 3) + inside + _dropout(config, run, run.element)
+
+
+def _joins(run: Pass) -> bool:
+    """Whether queries, keys and values are one product (see cast.py)."""
+    return run.device == "cpu" and run.tensor_parallel == 1
+
+
+def joined_bytes(config: ModelConfig, run: Pass) -> int:
+    """Of the weights that a block joins for it, whatever the number of tokens; autocast keeps a cast of them, which
+    counts as gathered parameters."""
+    queries, keys, _heads = _widths(config, run)
+    return run.element * config.hidden * (queries + 2 * keys) if _joins(run) and not run.autocast else 0
+
+
+def _held(config: ModelConfig, run: Pass) -> int:
+    """Of the product's queries and keys for one token, which stay beside those made from them: its values are kept."""
+    replaced = config.positions == "rope" or config.qk_norm
+    is_kept_anyway = config.qk_norm and run.element == 4  # by the norm
+    queries, keys, _heads = _widths(config, run)
+    return run.element * (queries + keys) if _joins(run) and replaced and not is_kept_anyway else 0
 
 
 def _inner(config: ModelConfig, width: int) -> int:
@@ -165,7 +185,8 @@ def _products(config: ModelConfig, run: Pass) -> list[int]:
     queries, keys, _heads = _widths(config, run)
     width, hidden, moe = config.ffn_width // run.tensor_parallel, config.hidden, config.moe
     inner = [width] * (2 if config.gated else 1)
-    attention, dense = [queries, keys, keys, hidden], [*inner, hidden]
+    first = [queries + 2 * keys] if _joins(run) else [queries, keys, keys]
+    attention, dense = [*first, hidden], [*inner, hidden]
     if not moe.experts:
         return [run.element * each for each in attention + dense]
     shared = [*([moe.shared_experts * width] * len(inner)), hidden] if moe.shared_experts else []
@@ -206,7 +227,8 @@ def _last_bytes(config: ModelConfig, run: Pass) -> int:
 def activation_bytes(config: ModelConfig, run: Pass) -> int:
     """Of the whole model, kept when the forward pass ends."""
     blocks = sum(kept_bytes(config, run, layer) for layer in range(config.layers))
-    return run.tokens * (_first_bytes(config, run) + blocks + _last_bytes(config, run))
+    joined = config.layers * joined_bytes(config, run) if run.checkpointing == "none" else 0
+    return run.tokens * (_first_bytes(config, run) + blocks + _last_bytes(config, run)) + joined
 
 
 def backward_bytes(config: ModelConfig, run: Pass) -> int:
@@ -221,4 +243,5 @@ def backward_bytes(config: ModelConfig, run: Pass) -> int:
     if config.moe.experts:
         inside = config.moe.top_k * (inside - hidden)  # what the experts gave is free by then
     working = max(0, again) + run.element * max(0, inside) + run.stream * hidden - _last_bytes(config, run)
-    return activation_bytes(config, run) + run.tokens * working
+    joined = 0 if run.checkpointing == "none" else joined_bytes(config, run)
+    return activation_bytes(config, run) + run.tokens * working + joined

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrainer.config import ModelConfig
-from pretrainer.model.cast import Linear
+from pretrainer.model.cast import Linear, together
 from pretrainer.model.masks import Mask, attend
 from pretrainer.model.norms import RMSNorm
 from pretrainer.model.positions import apply_rotary
@@ -65,13 +65,14 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
 
     def _split(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        x = x.unflatten(-1, (-1, self.head_width))  # [B, S, N or M, D]
+        x = x.view(*x.shape[:2], -1, self.head_width)  # [B, S, N or M, D]
         # Normed in this layout: behind the transpose a norm would make the output of attention one that must be copied.
         return (x if norm is None else norm(x)).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        q, k = self._split(self.q(x), self.q_norm), self._split(self.k(x), self.k_norm)
-        v = self._split(self.v(x), None)  # [B, M, S, D]
+        q, k, v = together((self.q, self.k, self.v), x)
+        q, k = self._split(q, self.q_norm), self._split(k, self.k_norm)
+        v = self._split(v, None)  # [B, M, S, D]
         if context.rotary is not None:
             q, k = apply_rotary(q, *context.rotary), apply_rotary(k, *context.rotary)
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm may have made them float32

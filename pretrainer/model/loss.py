@@ -95,13 +95,13 @@ def whole_loss(logits: Tensor, targets: Tensor, live: bool = True, z_loss: float
     """Loss of logits [..., V] that exist already, for targets [...] int64. z-loss: PaLM, arXiv:2204.02311, section 5.
     """
     logits, targets = logits.flatten(0, -2).float(), targets.flatten()
-    nll = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
-    # `where`, not a product: 0 * NaN is NaN.
-    keep = (targets != IGNORE) & live
-    total = torch.where(keep, nll, 0.0).sum()
+    targets = targets if live else torch.full_like(targets, IGNORE)
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
     if not z_loss:
         return Loss(total, total.detach())
-    return Loss(total + z_loss * torch.where(keep, logits.logsumexp(-1).square(), 0.0).sum(), total.detach())
+    # `where`, not a product: 0 * NaN is NaN.
+    squares = torch.where(targets != IGNORE, logits.logsumexp(-1).square(), 0.0)
+    return Loss(total + z_loss * squares.sum(), total.detach())
 
 
 def chunked_loss(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pretrainer.config import Config, ModelConfig, TrainConfig
 from pretrainer.errors import ConfigError
-from pretrainer.model.activations import Pass, activation_bytes, backward_bytes
+from pretrainer.model.activations import Pass, activation_bytes, backward_bytes, joined_bytes
 from pretrainer.model.flops import GIB, optimizer_state_bytes
 from pretrainer.model.loss import LossSettings, chunk_length, chunk_tokens
 from pretrainer.model.presets import block_parameters, parameter_count
@@ -164,9 +164,10 @@ def sharded_plan(config: ModelConfig, vocab_size: int, setup: StepSetup) -> Memo
     table = -(-vocab_size * config.hidden // run.tensor_parallel)
     reduced = 8 * max(sizes.block, sizes.root)  # on their way into shards
     if setup.alone:
-        # Autograd keeps what was cast; where a block is computed again, until then.
-        casts = table + (sizes.blocks if run.checkpointing == "none" else sizes.block)
-        at_work, reduced = 2 * casts if run.half else 0, 0
+        # Autograd keeps what was cast, or joined after that; where a block is computed again, until then.
+        blocks = config.layers if run.checkpointing == "none" else 1
+        casts = 2 * (table + blocks * sizes.block) - blocks * joined_bytes(config, run)
+        at_work, reduced = casts if run.half else 0, 0
     held = dict(parameters=shard, optimizer=_state(config, vocab_size, setup))
     plans = [
         MemoryPlan(

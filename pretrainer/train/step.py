@@ -24,6 +24,7 @@ from pretrainer.model.balance import GroupCounts
 from pretrainer.model.loss import IGNORE, Loss, LossSettings, chunk_tokens, chunked_loss, whole_loss
 from pretrainer.model.ring import Ring
 from pretrainer.model.transformer import Transformer, logits
+from pretrainer.train.optim.fused import FusedAdamW
 from pretrainer.train.optim.scaling import LossScale
 from pretrainer.train.readback import StepResult
 from pretrainer.train.sharding.experts import (
@@ -40,6 +41,9 @@ __all__ = [
     "apply_gradient", "batch_loss", "dropout_seed", "gradient_norm", "nll_sum", "seed_generators", "token_group",
     "train_step",
 ]  # fmt: skip
+
+
+CLIP_EPSILON = 1e-6  # that of torch's clip_grads_with_norm_
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,10 @@ def accumulate_runs(
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Global L2 norm of the gradient over all ranks' shards, a plain scalar; NaN or Inf when any element is."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients and not any(isinstance(gradient, DTensor) for gradient in gradients):
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
@@ -254,14 +261,14 @@ def apply_gradient(
     expert_tokens = take_expert_tokens(model)
     if loss_scale is not None:
         loss_scale.unscale(model)
-    parameters = list(model.parameters())  # walking through the modules takes as long as clipping a small model
+    # As the optimizer has them: walking through the modules takes as long as clipping a small model.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = gradient_norm(parameters).to(loss.device)  # the gradient may be offloaded
     if observer is not None:
         observer.gradient(model)
     verdict = (plain_verdict if detector is None else detector.judge)(loss, norm)
     applied = verdict.applied
-    torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    _update(optimizer, applied.to(parameters[0].device), learning_rate)
+    _update(optimizer, parameters, applied, norm, clip_norm, learning_rate)
     optimizer.zero_grad(set_to_none=True)
     balance_experts(model, expert_tokens, applied)
     if loss_scale is not None:
@@ -270,11 +277,21 @@ def apply_gradient(
     return StepResult(loss, norm, verdict, expert_tokens)
 
 
-def _update(optimizer: torch.optim.Optimizer, applied: Tensor, learning_rate: float) -> None:
-    """Move the weights, or leave weights and optimizer as they are to the bit; decided on the device."""
+def _update(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], applied: Tensor, norm: Tensor,
+    clip_norm: float, learning_rate: float,
+) -> None:  # fmt: skip
+    """Clip and move the weights, or leave weights and optimizer as they are to the bit; decided on the device."""
+    device = parameters[0].device
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     # torch.amp.GradScaler tells a fused optimizer in this way; ours listen to it too.
-    optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
+    told = {"found_inf": (~applied).float().to(device)}
+    if isinstance(optimizer, FusedAdamW):  # whose kernel reads the gradient anyway
+        told["grad_scale"] = ((norm + CLIP_EPSILON) / clip_norm).clamp(min=1.0).to(device)
+    else:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    vars(optimizer).update(told)
     optimizer.step()
-    del optimizer.found_inf  # type: ignore[attr-defined]
+    for name in told:
+        delattr(optimizer, name)

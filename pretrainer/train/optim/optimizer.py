@@ -16,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 from pretrainer.config import TrainConfig
 from pretrainer.errors import ConfigError
 from pretrainer.train.optim.adamw import adamw_update
+from pretrainer.train.optim.fused import FusedAdamW
 from pretrainer.train.optim.muon import muon_update
 
 # rule -> (moments that it keeps, how it updates one parameter)
@@ -74,7 +75,7 @@ class RuleOptimizer(Optimizer):
 def build_adamw(model: nn.Module, config: TrainConfig) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with decay groups.
 
-    float32 moments: torch's own, with fused kernels where every parameter's device has them.
+    float32 moments: torch's own, with fused kernels where every parameter's device has them (fused.py).
     """
     named = list(model.named_parameters())
     groups: list[dict[str, Any]] = [
@@ -85,7 +86,7 @@ def build_adamw(model: nn.Module, config: TrainConfig) -> Optimizer:
     if config.optimizer_state == "bfloat16":
         return RuleOptimizer(groups, torch.bfloat16, rule="adamw", **settings)
     fused = all(p.device.type in ("cpu", "cuda") for _, p in named)
-    optimizer = AdamW(groups, fused=fused, **settings)
+    optimizer = (FusedAdamW if fused else AdamW)(groups, fused=fused, **settings)
     init_state(optimizer)
     return optimizer
 
