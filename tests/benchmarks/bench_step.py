@@ -7,8 +7,7 @@ written here and shares no code with it: modules, `scaled_dot_product_attention`
 of the gradient. Both have C's malloc set as trainers on CPU have it. They take turns step by step in one process, since
 this machine's speed drifts by more than what is measured, and both are built anew several times, since where a tensor
 lies in memory decides some per cent. The ratio of the median steps of a build counts, of the builds their median. The
-bar is 97 %. The smallest shape shows what an operation costs beside its arithmetic: ours has three products for
-queries, keys and values where the plain loop has one.
+bar is 97 %. The smallest shape shows what an operation costs beside its arithmetic.
 """
 
 from __future__ import annotations
