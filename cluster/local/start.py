@@ -84,6 +84,7 @@ def head_environment() -> dict[str, str]:
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_idle_worker_killing_time_threshold_ms": "600000",  # see pipelines/driver/cli.py
     }
 
 

@@ -191,8 +191,9 @@ def _join(config: Config, address: str) -> Cluster:
 def _start(config: Config) -> Cluster:
     # A cluster for one run, bound to this machine; without this Ray writes a token file that later clusters pick up.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    # Ray keeps as many idle workers as CPUs and ends others after 1 s; with fractional CPUs that restarts them all day.
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+    # Ray keeps as many idle workers as CPUs and ends others after 1 s; with fractional CPUs that restarts them all day,
+    # at seconds of imports each. Between two pack windows they may have nothing to do for minutes.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     context = ray.init(
         address="local",
         object_store_memory=config.cluster.object_store_bytes,

@@ -18,9 +18,7 @@ block (seen on Ray 2.60: both starved the trainers of a 2-core machine). So
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ray.data import DataContext
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
 
 CHUNKS_KEY, BLOCKS_KEY = "pretrainer.look_ahead_chunks", "pretrainer.look_ahead_blocks"
-IDLE_S = 0.01
 EXPAND, READ, PACK = "expand_positions", "read_chunks", ("PackWindows", "CloseChunks")
 AHEAD_OF_READER = "_generator_backpressure_num_objects"
 OBJECTS_PER_BLOCK = 2  # the block and its metadata
@@ -48,8 +45,6 @@ class LookAhead(BackpressurePolicy):
     """
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
-        if op is self._first_expand:
-            self._rest()
         if EXPAND in op.name:
             # One stretch at a time: how many units it holds is not known before they are made.
             waiting = _made(op) - _used(op.output_dependencies[0])
@@ -68,20 +63,6 @@ class LookAhead(BackpressurePolicy):
         if len(op.input_dependencies) > 1:  # the mixer: its name holds those of what it mixes
             return
         op._ray_actor_task_remote_args[AHEAD_OF_READER] = OBJECTS_PER_BLOCK * self._limit(BLOCKS_KEY)  # type: ignore[attr-defined]
-
-    @cached_property
-    def _first_expand(self) -> PhysicalOperator | None:
-        return next((op for op in self._topology if EXPAND in op.name), None)
-
-    def _rest(self) -> None:
-        """Ray's scheduling loop waits for running tasks only: with none it spins (seen: 40 % of a core).
-
-        A round hands on a few slot blocks, so a longer rest starves the trainers of small ones (seen: with 50 ms they
-        wait for data 52 % of the time instead of 23, at 85 blocks/s), although a round's own 4 to 8 ms are 31 % of a
-        busy core with 10 ms and 16 % with 50.
-        """
-        if not any(op.num_active_tasks() for op in self._topology):
-            time.sleep(IDLE_S)
 
     def _must_yield(self, pack: PhysicalOperator) -> bool:
         """Whether this source is ahead while the mixer has nothing of another one that is not at its end."""

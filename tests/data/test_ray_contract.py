@@ -206,6 +206,36 @@ print(json.dumps([limit(lambda context: None, 3.5), ours]))
     assert ours[2] > 1 and ours[2] % 1 == pytest.approx(0.2), "asked for, so whole CPUs of what is left come on top"
 
 
+def test_the_executor_rests_while_its_reader_does(driver: Driver) -> None:
+    """By default its loop spins whenever no task runs; ours rests the longer the less there is to hand on."""
+    ray_s_own, ours = driver.saw("""
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from pretrainer.data import lookahead, pace
+class PackWindows:
+    def __call__(self, table): return table
+def rounds_per_block(install):
+    rounds = []
+    class Look(ExecutionCallback):
+        def on_execution_step(self, executor): rounds.append(time.monotonic())
+    context.custom_execution_callback_classes = [Look]
+    lookahead.install(context, 8, 4)
+    install(context)
+    ds = (ray.data.from_items([{"i": i} for i in range(40)], override_num_blocks=40)
+          .map_batches(PackWindows, batch_size=1, batch_format="pyarrow", num_cpus=0.05,
+                       compute=ActorPoolStrategy(size=1)))
+    seen = []
+    for table in ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        seen += table.column("i").to_pylist()
+        if len(seen) == 10: begun = time.monotonic()
+        if len(seen) == 20: ended = time.monotonic()
+        time.sleep(0.2 if 10 <= len(seen) < 20 else 0)
+    assert seen == list(range(40))
+    return sum(begun < at < ended for at in rounds) / 10
+print(json.dumps([rounds_per_block(lambda context: None), rounds_per_block(pace.install)]))
+""")  # fmt: skip
+    assert ours < 8 and ray_s_own > 2 * ours, "a block is read every 0.2 s"
+
+
 def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(driver: Driver) -> None:
     """Ray's own policy leaves it beside the new one for 180 s. A killed start cancels nothing, as here."""
     ray_s_own, ours = driver.saw("""

@@ -47,7 +47,7 @@ class Head:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_idle_worker_killing_time_threshold_ms": "60000",
+            "RAY_idle_worker_killing_time_threshold_ms": "600000",
             "PATH": f"{BIN}:{os.environ['PATH']}",  # jobs find `python` as on a node with the environment activated
             "PYTHONHASHSEED": "0",
             **env,
