@@ -41,6 +41,7 @@ ONLY_IN = {
         "pretrainer.data.held_out",
         "pretrainer.data.tokenizer.freeze",
         "pretrainer.data.lookahead",
+        "pretrainer.data.pace",
         "pretrainer.data.reservation",
         "pretrainer.data.meters",
         "pretrainer.train.worker",

@@ -131,7 +131,11 @@ class LocalCluster:
                 start_new_session=True,
             )  # fmt: skip
         cluster = cls(process, gcs, f"http://127.0.0.1:{dashboard_port}")
-        cluster.wait(dashboard_port)
+        try:
+            cluster.wait(dashboard_port)
+        except BaseException:
+            cluster.stop()
+            raise
         return cluster
 
     def wait(self, dashboard_port: int, timeout_s: float = 120) -> None:
@@ -179,6 +183,14 @@ def main() -> None:
     parser.add_argument("--idle-minutes", type=float, default=1.0, help="a node that nobody uses goes after so long")
     parser.add_argument("--dashboard-port", type=int, default=8265)
     options = parser.parse_args()
+    for ends in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT
+        signal.signal(ends, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(options)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Until a signal ends it, and the cluster with it."""
     with tempfile.TemporaryDirectory(prefix="local-cluster-") as folder:
         token = token_environment(Path(folder))
         cluster = LocalCluster.start(
@@ -188,7 +200,8 @@ def main() -> None:
             known = {"RAY_ADDRESS": cluster.gcs, "RAY_API_SERVER_ADDRESS": cluster.dashboard, **token}
             print("export " + " ".join(f"{name}={value}" for name, value in known.items()))
             print(f"dashboard {cluster.dashboard}, 0 of up to {options.max_nodes} nodes; Ctrl-C ends it", flush=True)
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            while True:
+                time.sleep(1)
         finally:
             cluster.stop()
 

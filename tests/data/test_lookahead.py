@@ -131,20 +131,3 @@ def test_source_at_its_end_holds_nobody_back() -> None:
     one, other, rules = two_sources()
     one[-1].in_mix, other[-1].completed = 1, True
     assert allows(rules, one[1])
-
-
-@pytest.mark.parametrize(("active", "stock", "rests"), [(0, 0, [0.01]), (0, 2, [0.01]), (1, 2, [])])
-def test_the_executor_rests_once_a_round_where_no_task_runs(
-    active: int, stock: int, rests: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would spin otherwise; a stock of slot blocks is no reason to rest for longer."""
-    slept: list[float] = []
-    monkeypatch.setattr("pretrainer.data.lookahead.time.sleep", slept.append)
-    expand, read, pack = chain()
-    other, other_read, other_pack = chain()
-    mix = Op("Mix", pack, other_pack)
-    read.active, mix.waiting_out = active, stock
-    rules = policy(expand, read, pack, other, other_read, other_pack, mix)
-    for op in (expand, read, pack, other, other_read, other_pack, mix):
-        rules.can_add_input(op)  # type: ignore[arg-type]
-    assert slept == rests

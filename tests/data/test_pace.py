@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from pretrainer.data.pace import LONGEST_S, SHORTEST_S, next_rest_s
+from pretrainer.data.pace import LONGEST_S, SHORTEST_S, Rest, next_rest_s
 
 ROUND_S, AT_MOST = 0.008, 4  # a round's own time, and how many blocks one hands on
 
@@ -29,3 +32,18 @@ def test_a_rest_has_bounds() -> None:
     assert next_rest_s(SHORTEST_S, 9) == SHORTEST_S
     assert next_rest_s(LONGEST_S, 0) == LONGEST_S
     assert next_rest_s(LONGEST_S, 1) == LONGEST_S and next_rest_s(LONGEST_S, 2) == LONGEST_S / 2
+
+
+def executor(active: int, handed_on: int) -> Any:
+    first, last = (SimpleNamespace(num_active_tasks=lambda: 0, metrics=SimpleNamespace(num_outputs_taken=9)) for _ in "ab")
+    first.num_active_tasks, last.metrics.num_outputs_taken = lambda: active, handed_on
+    return SimpleNamespace(_topology={first: None, last: None})
+
+
+def test_it_rests_once_a_round_where_no_task_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("pretrainer.data.pace.time.sleep", slept.append)
+    rest = Rest()
+    for active, handed_on in [(1, 0), (0, 0), (0, 0), (0, 1), (2, 3), (0, 5)]:
+        rest.on_execution_step(executor(active, handed_on))
+    assert slept == pytest.approx([0.015, 0.0225, 0.0225, 0.01125]), "what a round hands on counts, not the sum"

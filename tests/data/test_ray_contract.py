@@ -17,6 +17,7 @@ from ray.data._internal.execution.backpressure_policy import (
 
 from pretrainer.data.lookahead import LookAhead
 from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order, small_cpus
+from pretrainer.data.pace import Rest
 from pretrainer.data.reservation import OneTaskOfEach
 from tests.data.driver import Driver, saw_alone
 from tests.e2e.head import Head
@@ -269,11 +270,11 @@ def test_the_context_of_the_stream_differs_from_ray_s_defaults() -> None:
         assert DataContext.get_current().execution_options.preserve_order
         assert DataContext.get_current().target_max_block_size == 1
         enabled = DataContext.get_current().get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY)
-        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach]
+        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach, Rest]
         assert LookAhead in enabled and set(ENABLED_BACKPRESSURE_POLICIES) < set(enabled)
         assert DataContext.get_current().execution_options.label_selector is None
         configure_context(8, 64)
-        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach], "once"
+        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach, Rest], "once"
         configure_context(4, 64, {"ray-subcluster": "data"})
         assert DataContext.get_current().execution_options.label_selector == {"ray-subcluster": "data"}
     finally:

@@ -45,7 +45,10 @@ def test_the_local_cluster_grows_from_nothing_for_a_job_and_back(tmp_path: Path)
     command = [sys.executable, str(REPOSITORY / "cluster/local/start.py"), "--max-nodes", "1", "--idle-minutes", "0.05"]
     port = ["--dashboard-port", str(free_port())]
     with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen([*command, *port], stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            ["bash", "-c", 'trap "" INT; exec "$@"', "begun in the background", *command, *port],
+            stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
     try:
         line = waited(lambda: re.search(r"^export (.*)$", (tmp_path / "said").read_text(), re.MULTILINE), process)
         told = dict(word.split("=", 1) for word in line[1].split())
