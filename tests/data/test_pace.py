@@ -34,10 +34,16 @@ def test_a_rest_has_bounds() -> None:
     assert next_rest_s(LONGEST_S, 1) == LONGEST_S and next_rest_s(LONGEST_S, 2) == LONGEST_S / 2
 
 
+class Op:
+    def __init__(self, active: int, handed_on: int) -> None:
+        self.active, self.metrics = active, SimpleNamespace(num_outputs_taken=handed_on)
+
+    def num_active_tasks(self) -> int:
+        return self.active
+
+
 def executor(active: int, handed_on: int) -> Any:
-    first, last = (SimpleNamespace(num_active_tasks=lambda: 0, metrics=SimpleNamespace(num_outputs_taken=9)) for _ in "ab")
-    first.num_active_tasks, last.metrics.num_outputs_taken = lambda: active, handed_on
-    return SimpleNamespace(_topology={first: None, last: None})
+    return SimpleNamespace(_topology=dict.fromkeys([Op(active, 9), Op(0, handed_on)]))
 
 
 def test_it_rests_once_a_round_where_no_task_runs(monkeypatch: pytest.MonkeyPatch) -> None:

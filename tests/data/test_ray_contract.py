@@ -16,8 +16,8 @@ from ray.data._internal.execution.backpressure_policy import (
 )
 
 from pretrainer.data.lookahead import LookAhead
-from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order, small_cpus
 from pretrainer.data.pace import Rest
+from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order, small_cpus
 from pretrainer.data.reservation import OneTaskOfEach
 from tests.data.driver import Driver, saw_alone
 from tests.e2e.head import Head
@@ -168,7 +168,7 @@ def made_while_the_executor_stands(ahead, at_most_s):
     return stood[0]
 print(json.dumps([made_while_the_executor_stands(2, 2.0), made_while_the_executor_stands(64, 60.0)]))
 """)  # fmt: skip
-    assert ray_s_own < 10 and ours == 60
+    assert ray_s_own < 30 and ours == 60
 
 
 def test_a_stream_has_the_cpus_of_one_task_of_each_stage_where_less_than_one_is_left(driver: Driver) -> None:
@@ -179,7 +179,7 @@ from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from pretrainer.data import reservation
 others = DefaultAutoscalingCoordinator(requester_id="train-others")
-def limit(install, others_cpus, wait_s=4):  # Ray asks once a second what it may use, on a busy machine less often
+def limit(install, others_cpus, wait_s=4):  # Ray asks once a second what it may use
     seen = []
     more = tempfile.mktemp()
     class Look(ExecutionCallback):
@@ -200,7 +200,8 @@ def limit(install, others_cpus, wait_s=4):  # Ray asks once a second what it may
     assert len(list(ds.iter_batches(batch_size=None, batch_format="pyarrow"))) == 1
     others.cancel_request()
     return max(seen)
-ours = [limit(reservation.install, cpus) for cpus in (3.5, 4.0)] + [limit(reservation.install, 0.01, 60)]
+ours = [limit(reservation.install, cpus) for cpus in (3.5, 4.0)]
+ours += [limit(reservation.install, 0.01, 240)]  # what killed drivers of other tests reserved counts for 180 s
 print(json.dumps([limit(lambda context: None, 3.5), ours]))
 """)  # fmt: skip
     assert ray_s_own == 0 and ours[:2] == pytest.approx([0.2, 0.2])
