@@ -50,6 +50,6 @@ def test_it_rests_once_a_round_where_no_task_runs(monkeypatch: pytest.MonkeyPatc
     slept: list[float] = []
     monkeypatch.setattr("pretrainer.data.pace.time.sleep", slept.append)
     rest = Rest()
-    for active, handed_on in [(1, 0), (0, 0), (0, 0), (0, 1), (2, 3), (0, 5)]:
+    for active, handed_on in [(1, 0), (0, 0), (0, 0), (0, 1), (2, 3), (0, 5), (0, 5)]:
         rest.on_execution_step(executor(active, handed_on))
-    assert slept == pytest.approx([0.015, 0.0225, 0.0225, 0.01125]), "what a round hands on counts, not the sum"
+    assert slept == pytest.approx([0.015, 0.0225, 0.0225, 0.01125, 0.016875]), "a round's share, not the sum"
