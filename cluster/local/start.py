@@ -36,6 +36,7 @@ import ray
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # what Ray's simulated provider takes for the head
 STORE_BYTES = 150_000_000  # of a node's object store
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def autoscaling_config(gcs: str, max_nodes: int, node_cpus: int, idle_minutes: float) -> dict[str, Any]:
@@ -183,10 +184,17 @@ def main() -> None:
     parser.add_argument("--idle-minutes", type=float, default=1.0, help="a node that nobody uses goes after so long")
     parser.add_argument("--dashboard-port", type=int, default=8265)
     options = parser.parse_args()
-    for ends in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT
-        signal.signal(ends, signal.default_int_handler)
+    for ends in ENDING:  # a shell's background jobs ignore SIGINT
+        signal.signal(ends, end)
     with contextlib.suppress(KeyboardInterrupt):
         serve(options)
+
+
+def end(*_: object) -> None:
+    """A second signal must not leave nodes behind."""
+    for ends in ENDING:
+        signal.signal(ends, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def serve(options: argparse.Namespace) -> None:

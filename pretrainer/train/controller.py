@@ -137,5 +137,7 @@ def _policy(
     if lo == hi:
         return FixedSize(scaling, run.uri)
     stable_s, recorder = config.train.resize_stable_s, spec.recorder
-    sizes, data_nodes = sizes_of(config), config.cluster.data_subcluster
-    return UsefulSizes(scaling, run.uri, sizes, stable_s, data_cpus, recorder, lambda: asked_step(run), data_nodes)
+    return UsefulSizes(
+        scaling, run.uri, sizes_of(config), stable_s, data_cpus, recorder, lambda: asked_step(run),
+        config.cluster.data_subcluster, config.cluster.autoscaling,
+    )  # fmt: skip

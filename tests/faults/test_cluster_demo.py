@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.e2e.head import BIN, REPOSITORY, free_port
@@ -60,8 +61,12 @@ def test_the_local_cluster_grows_from_nothing_for_a_job_and_back(tmp_path: Path)
         done = subprocess.run(submit, env={**os.environ, **told}, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0 and "ran on a node with {'CPU': 1.0}" in done.stdout, done.stdout + done.stderr
         waited(lambda: not cluster.nodes(), process)
+        family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 0 and not Path(told["RAY_AUTH_TOKEN_PATH"]).exists()
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0 and family and not any(child.is_running() for child in family)
+        assert not Path(told["RAY_AUTH_TOKEN_PATH"]).exists()
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

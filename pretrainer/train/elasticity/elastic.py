@@ -61,29 +61,34 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         recorder: Any,
         asked_step: Callable[[], int],
         data_nodes: str | None = None,
+        autoscaling: bool = False,
     ) -> None:
-        """data_cpus: what data needs where trainers may be too; data_nodes: the subcluster that it has for itself."""
+        """data_cpus: what data needs where trainers may be too; data_nodes: the subcluster that it has for itself;
+        autoscaling: nodes come for what is asked for."""
         super().__init__(scaling_config)
         self.reservation = reservation
         self.sizes = sizes
         self.gate = GrowthGate(stable_s)
         self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
-        self.data_nodes = data_nodes
+        self.data_nodes, self.autoscaling = data_nodes, autoscaling
 
     def _get_num_workers_for_resource_request(self) -> int:
         """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""
         if self.scaling_config.use_gpu or self.data_nodes:
             return self.sizes[-1]
-        return best_size(self.sizes, self._beside_data()) or self._smallest_and_data()
+        fits = best_size(self.sizes, self._beside_data())
+        if self.autoscaling:
+            return fits if fits == self.sizes[-1] else self._and_data(self.sizes[-1])
+        return fits or self._and_data(self.sizes[0])
 
-    def _smallest_and_data(self) -> int:
-        """As many workers as have the CPUs of the fewest and of data, which is not there yet to ask for its own.
+    def _and_data(self, workers: int) -> int:
+        """As many workers as have the CPUs of so many and of data, which may not be there yet to ask for its own.
 
-        Asked for the fewest alone, an autoscaler whose one node has room for them adds none (seen: a run of one worker
-        on a node of one CPU, 0.9 of which data needs, waited for ever).
+        Asked for the workers alone, an autoscaler whose nodes have room for them adds none (seen: a run of one worker
+        on a node of one CPU, 0.9 of which data needs, waited for ever; one of two workers never got its third).
         """
         each = self._worker_cpus()
-        return self.sizes[0] + (math.ceil(self.data_cpus / each - TOLERANCE) if each else 0)
+        return workers + (math.ceil(self.data_cpus / each - TOLERANCE) if each else 0)
 
     def _worker_cpus(self) -> float:
         return float(self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0))

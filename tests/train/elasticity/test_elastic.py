@@ -70,13 +70,16 @@ class Driver:
 
 def policy(
     largest: int, blocks: int = 8, use_gpu: bool = False, cpus: float = 1.0, data_cpus: float = 0.0, smallest: int = 1,
-    data_nodes: str | None = None,
+    data_nodes: str | None = None, autoscaling: bool = False,
 ) -> tuple[UsefulSizes, Driver]:
     resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     scaling = ScalingConfig(num_workers=(smallest, largest), use_gpu=use_gpu, resources_per_worker=resources)  # type: ignore[arg-type]
     driver = Driver()
     sizes = useful_sizes(blocks, smallest, largest)
-    return UsefulSizes(scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step, data_nodes), driver
+    made = UsefulSizes(
+        scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step, data_nodes, autoscaling
+    )
+    return made, driver
 
 
 def size(decision: Any) -> int | None:
@@ -132,6 +135,18 @@ def test_where_not_even_the_fewest_fit_beside_data_the_cpus_of_both_are_asked_fo
     assert waiting._get_num_workers_for_resource_request() == 2
 
 
+def test_an_autoscaler_is_asked_for_the_most_workers_and_data(cluster: Cluster) -> None:
+    """As long as they do not fit; then data may ask for whatever else there is."""
+    cluster.nodes = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}
+    growing = policy(3, cpus=0.5, data_cpus=0.9, autoscaling=True)[0]
+    assert size(growing.make_decision_for_non_running_worker_group()) == 2
+    assert growing._get_num_workers_for_resource_request() * 0.5 >= 3 * 0.5 + 0.9
+    assert policy(3, cpus=0.5, data_cpus=0.9)[0]._get_num_workers_for_resource_request() == 2, "nobody adds a node"
+    cluster.nodes["c"] = {"CPU": 1.0}
+    assert size(growing.make_decision_for_non_running_worker_group()) == 3
+    assert growing._get_num_workers_for_resource_request() == 3
+
+
 def test_data_on_nodes_of_its_own_takes_nothing_from_trainers(cluster: Cluster) -> None:
     """So they ask for as many as there may be, and the autoscaler adds nodes for those that do not fit yet."""
     cluster.nodes, cluster.for_data = {"a": {"CPU": 4}, "b": {"CPU": 8}}, {"b"}
@@ -184,7 +199,7 @@ def test_a_growth_that_did_not_last_makes_the_next_one_wait_longer(cluster: Clus
 
 def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
     ours = {name for name, value in vars(UsefulSizes).items() if inspect.isfunction(value)} - {"__init__"}
-    overridden = ours - {"_beside_data", "_worker_cpus", "_smallest_and_data"}
+    overridden = ours - {"_beside_data", "_worker_cpus", "_and_data"}
     assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
         n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
     }
