@@ -46,8 +46,9 @@ def local_start() -> Any:
 
 def write_config(folder: Path, steps: int) -> Path:
     train = {"steps": steps, "checkpoint_every_steps": 20, "validate_every_steps": steps, "sample_every_steps": steps}
-    train |= {"log_every_steps": 5, "resize_stable_s": 2, "cpus_per_worker": 0.5}
-    return tiny_config(folder, [{**s, "max_epochs": 12} for s in two_sources(folder / "corpus")], train=train)
+    train |= {"log_every_steps": 5, "resize_stable_s": 2, "cpus_per_worker": 0.6}  # a node has room for one and data
+    sources = [{**source, "max_epochs": 12} for source in two_sources(folder / "corpus")]
+    return tiny_config(folder, sources, train=train, data={"read_cpus": 0.05})
 
 
 @dataclass
@@ -74,15 +75,13 @@ def workers_begin(run: Run, start: int, least: int, most: int) -> int:
 
 
 def disturb(run: Run, cluster: Any, timeline: Timeline, most: int, kinds: list[str]) -> None:
-    """Let it grow, then take nodes away, each time until it trains on the others; then let it grow again."""
-    workers_begin(run, 0, most, most)
-    timeline.say(f"{len(cluster.nodes())} nodes, training has grown to {most} workers")
-    at = len(run.text())
-    for kind in kinds:
-        at, seen = len(run.text()), len(run.steps_seen())
-        run.wait(lambda seen=seen: len(run.steps_seen()) > seen, "a step")
-        run.wait(lambda: len(cluster.nodes()) == most, "a new node")
-        with no_new_nodes(cluster):
+    """Let it grow, take node after node away while there are no new ones, and let it grow again."""
+    workers = workers_begin(run, 0, most, most)
+    timeline.say(f"{len(cluster.nodes())} nodes, training has grown to {workers} workers")
+    with no_new_nodes(cluster):
+        for kind in kinds:
+            at, seen = len(run.text()), len(run.steps_seen())
+            run.wait(lambda seen=seen: len(run.steps_seen()) > seen, "a step")
             node_id = run.wait(lambda: node_with_trainers(cluster), "a node that trains")
             if kind == "kill":
                 cluster.nodes()[node_id].kill()
@@ -92,7 +91,8 @@ def disturb(run: Run, cluster: Any, timeline: Timeline, most: int, kinds: list[s
                 timeline.say(f"a node gets notice: gone in {NOTICE_S} s")
             run.wait_for(ENDED[kind], at)
             at = run.text().index(ENDED[kind], at)
-            timeline.say(f"training goes on with {workers_begin(run, at, 1, most - 1)} workers")
+            workers = workers_begin(run, at, 1, workers - 1)
+            timeline.say(f"training goes on with {workers} workers")
     timeline.say(f"training has grown to {workers_begin(run, at, most, most)} workers")
 
 
@@ -159,7 +159,7 @@ def demo(folder: Path, steps: int, most: int, kinds: list[str]) -> Run:
         cluster.stop()
     assert run.digests() == digests, "a step's digest differs from the undisturbed run"
     assert summary["order_digest"] == expected["order_digest"]
-    assert {most - 1, most} <= set(summary["world_sizes"]) and summary["restarts"] >= len(kinds)
+    assert len(summary["world_sizes"]) > 1 and summary["restarts"] >= len(kinds)
     return run
 
 
