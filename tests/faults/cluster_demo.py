@@ -93,7 +93,7 @@ def disturb(run: Run, cluster: Any, timeline: Timeline, most: int, kinds: list[s
             at = run.text().index(ENDED[kind], at)
             workers = workers_begin(run, at, 1, workers - 1)
             timeline.say(f"training goes on with {workers} workers")
-    timeline.say(f"training has grown to {workers_begin(run, at, most, most)} workers")
+    timeline.say(f"training has grown to {workers_begin(run, at, workers + 1, most)} workers")
 
 
 @contextlib.contextmanager

@@ -78,17 +78,24 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
             return self.sizes[-1]
         fits = best_size(self.sizes, self._beside_data())
         if self.autoscaling:
-            return fits if fits == self.sizes[-1] else self._and_data(self.sizes[-1])
-        return fits or self._and_data(self.sizes[0])
+            return fits if fits == self.sizes[-1] else self._one_node_more(fits or 0)
+        return fits or self._smallest_and_data()
 
-    def _and_data(self, workers: int) -> int:
-        """As many workers as have the CPUs of so many and of data, which may not be there yet to ask for its own.
+    def _one_node_more(self, fits: int) -> int:
+        """The next useful size, and so many that the nodes that are there do not hold them.
 
-        Asked for the workers alone, an autoscaler whose nodes have room for them adds none (seen: a run of one worker
-        on a node of one CPU, 0.9 of which data needs, waited for ever; one of two workers never got its third).
+        Asked for what fits, the autoscaler adds nothing; asked for more than all of its nodes hold, nothing either: it
+        grants a request whole or not at all. So the cluster grows node by node, as far as it may.
         """
+        larger = next(size for size in self.sizes if size > fits)
         each = self._worker_cpus()
-        return workers + (math.ceil(self.data_cpus / each - TOLERANCE) if each else 0)
+        hold = sum(int(node["Resources"].get("CPU", 0.0) / each + TOLERANCE) for node in ray.nodes() if node["Alive"])
+        return max(larger, hold + 1)
+
+    def _smallest_and_data(self) -> int:
+        """As many workers as have the CPUs of the fewest and of data, which is not there yet to ask for its own."""
+        each = self._worker_cpus()
+        return self.sizes[0] + (math.ceil(self.data_cpus / each - TOLERANCE) if each else 0)
 
     def _worker_cpus(self) -> float:
         return float(self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0))

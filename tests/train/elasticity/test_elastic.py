@@ -135,16 +135,21 @@ def test_where_not_even_the_fewest_fit_beside_data_the_cpus_of_both_are_asked_fo
     assert waiting._get_num_workers_for_resource_request() == 2
 
 
-def test_an_autoscaler_is_asked_for_the_most_workers_and_data(cluster: Cluster) -> None:
-    """As long as they do not fit; then data may ask for whatever else there is."""
+@pytest.mark.parametrize(("nodes", "asked", "begun"), [(1, 3, None), (2, 5, 2), (3, 8, 4), (4, 9, 4), (5, 8, 8)])
+def test_an_autoscaler_is_asked_for_one_node_more_until_the_most_fit_beside_data(
+    cluster: Cluster, nodes: int, asked: int, begun: int | None
+) -> None:
+    """It adds nothing for what fits, and nothing for more than it may have: it grants a request whole or not at all."""
+    cluster.nodes = {name: {"CPU": 1.0} for name in "abcde"[:nodes]}
+    cluster.nodes["head"] = {"CPU": 0.0}
+    growing = policy(8, cpus=0.5, data_cpus=0.9, autoscaling=True)[0]
+    assert size(growing.make_decision_for_non_running_worker_group()) == begun
+    assert growing._get_num_workers_for_resource_request() == asked
+
+
+def test_without_an_autoscaler_nobody_is_asked_for_more(cluster: Cluster) -> None:
     cluster.nodes = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}
-    growing = policy(3, cpus=0.5, data_cpus=0.9, autoscaling=True)[0]
-    assert size(growing.make_decision_for_non_running_worker_group()) == 2
-    assert growing._get_num_workers_for_resource_request() * 0.5 >= 3 * 0.5 + 0.9
-    assert policy(3, cpus=0.5, data_cpus=0.9)[0]._get_num_workers_for_resource_request() == 2, "nobody adds a node"
-    cluster.nodes["c"] = {"CPU": 1.0}
-    assert size(growing.make_decision_for_non_running_worker_group()) == 3
-    assert growing._get_num_workers_for_resource_request() == 3
+    assert policy(3, cpus=0.5, data_cpus=0.9)[0]._get_num_workers_for_resource_request() == 2
 
 
 def test_data_on_nodes_of_its_own_takes_nothing_from_trainers(cluster: Cluster) -> None:
@@ -199,7 +204,7 @@ def test_a_growth_that_did_not_last_makes_the_next_one_wait_longer(cluster: Clus
 
 def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
     ours = {name for name, value in vars(UsefulSizes).items() if inspect.isfunction(value)} - {"__init__"}
-    overridden = ours - {"_beside_data", "_worker_cpus", "_and_data"}
+    overridden = ours - {"_beside_data", "_worker_cpus", "_smallest_and_data", "_one_node_more"}
     assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
         n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
     }
