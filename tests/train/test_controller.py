@@ -178,11 +178,13 @@ def test_trainers_stay_off_the_nodes_of_data(
     monkeypatch.setattr(controller, "PolicyTorchTrainer", lambda _loop, **arguments: given.update(arguments))
     spec, build = worker_spec(), cast(Any, None)
     train = replace(spec.config.train, num_workers=(1, 3))
-    config = replace(spec.config, train=train, cluster=ClusterConfig(data_subcluster=subcluster))
+    cluster = ClusterConfig(data_subcluster=subcluster, autoscaling=subcluster is None)
+    config = replace(spec.config, train=train, cluster=cluster)
     make_trainer(config, spec, run, build, use_gpu=False, data_cpus=1.5)
     expected = None if subcluster is None else {"ray-subcluster": "!data"}
     assert given["scaling_config"].label_selector == expected
     assert given["scaling_policy"].data_nodes == subcluster
+    assert given["scaling_policy"].autoscaling is cluster.autoscaling
 
 
 @pytest.mark.parametrize(("use_gpu", "backend"), [(False, "gloo"), (True, "cpu:gloo,cuda:nccl")])

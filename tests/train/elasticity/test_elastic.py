@@ -34,11 +34,14 @@ class Cluster:
         self.for_data: set[str] = set()
         self.now_s = 0.0
         monkeypatch.setattr(ray, "nodes", self.described)
-        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(n["CPU"] for n in self.nodes.values())})
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(n["CPU"] for n in self.living())})
         monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
         monkeypatch.setattr("pretrainer.train.elasticity.elastic.time.monotonic", lambda: self.now_s)
         monkeypatch.setattr(UsefulSizes, "_get_reserved_resources", lambda _self: self.reserved())
         monkeypatch.setattr(UsefulSizes, "_maybe_send_resource_request", lambda _self: None)
+
+    def living(self) -> list[dict[str, float]]:
+        return [resources for name, resources in self.nodes.items() if name not in self.dead]
 
     def described(self) -> list[dict[str, Any]]:
         return [
@@ -141,7 +144,8 @@ def test_an_autoscaler_is_asked_for_one_node_more_until_the_most_fit_beside_data
 ) -> None:
     """It adds nothing for what fits, and nothing for more than it may have: it grants a request whole or not at all."""
     cluster.nodes = {name: {"CPU": 1.0} for name in "abcde"[:nodes]}
-    cluster.nodes["head"] = {"CPU": 0.0}
+    cluster.nodes |= {"head": {"CPU": 0.0}, "gone": {"CPU": 9.0}}
+    cluster.dead = {"gone"}
     growing = policy(8, cpus=0.5, data_cpus=0.9, autoscaling=True)[0]
     assert size(growing.make_decision_for_non_running_worker_group()) == begun
     assert growing._get_num_workers_for_resource_request() == asked
