@@ -77,8 +77,8 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         if self.scaling_config.use_gpu or self.data_nodes:
             return self.sizes[-1]
         fits = best_size(self.sizes, self._beside_data())
-        if self.autoscaling:
-            return fits if fits == self.sizes[-1] else self._one_node_more(fits or 0)
+        if self.autoscaling and fits != self.sizes[-1]:
+            return self._one_node_more(fits or 0)
         return fits or self._smallest_and_data()
 
     def _one_node_more(self, fits: int) -> int:
@@ -93,7 +93,11 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         return max(larger, hold + 1)
 
     def _smallest_and_data(self) -> int:
-        """As many workers as have the CPUs of the fewest and of data, which is not there yet to ask for its own."""
+        """As many workers as have the CPUs of the fewest and of data, which is not there yet to ask for its own.
+
+        For a cluster that grows though the config does not say so. (Seen: a run of one worker on a node of one CPU,
+        0.9 of which data needs, asked for the one worker and waited for ever.)
+        """
         each = self._worker_cpus()
         return self.sizes[0] + (math.ceil(self.data_cpus / each - TOLERANCE) if each else 0)
 
