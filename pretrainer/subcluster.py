@@ -22,7 +22,12 @@ def others(name: str | None) -> dict[str, str] | None:
     return None if name is None else {LABEL: f"!{name}"}
 
 
+def holds(name: str | None, node: Mapping[str, Any]) -> bool:
+    """Whether a node, of those that ray.nodes() gives, is for data alone."""
+    return name is not None and (node.get("Labels") or {}).get(LABEL) == name
+
+
 def cpus(name: str, nodes: Iterable[Mapping[str, Any]]) -> float:
     """CPUs of the nodes for data, of those that ray.nodes() gives."""
-    ours = [node for node in nodes if node["Alive"] and (node.get("Labels") or {}).get(LABEL) == name]
+    ours = [node for node in nodes if node["Alive"] and holds(name, node)]
     return float(sum(node["Resources"].get("CPU", 0.0) for node in ours))

@@ -48,7 +48,7 @@ def write_config(folder: Path, steps: int) -> Path:
     train = {"steps": steps, "checkpoint_every_steps": 20, "validate_every_steps": steps, "sample_every_steps": steps}
     train |= {"log_every_steps": 5, "resize_stable_s": 2, "cpus_per_worker": 0.6}  # a node has room for one and data
     sources = [{**source, "max_epochs": 12} for source in two_sources(folder / "corpus")]
-    return tiny_config(folder, sources, train=train, data={"read_cpus": 0.05})
+    return tiny_config(folder, sources, train=train, data={"read_cpus": 0.05, "look_ahead_chunks": 2})
 
 
 @dataclass
@@ -165,7 +165,7 @@ def demo(folder: Path, steps: int, most: int, kinds: list[str]) -> Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=140)
     parser.add_argument("--page", type=Path, default=Path("cluster-demo.html"), help="loss and world size, as a page")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cluster-demo-") as name:

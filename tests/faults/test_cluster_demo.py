@@ -73,6 +73,39 @@ def test_the_local_cluster_grows_from_nothing_for_a_job_and_back(tmp_path: Path)
             process.wait(120)
 
 
+WANT = """
+import time
+import ray
+from ray.autoscaler.sdk import request_resources
+from pretrainer.train.elasticity.resize import Asking
+ray.init(logging_level=40)
+asking, most, deadline_s = Asking([1, 2, 8], patience_s=10), 0, time.monotonic() + 200
+while most < 2 and time.monotonic() < deadline_s:
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    asked, most = asking.look(time.monotonic(), nodes), max(nodes, most)
+    request_resources(bundles=[{"CPU": 1}] * asked)
+    print(asked, nodes, flush=True)
+    time.sleep(0.2)
+"""
+
+
+def test_a_request_that_no_cluster_can_hold_is_lowered_until_it_is_granted(tmp_path: Path) -> None:
+    """Ray's autoscaler starts nothing for eight workers where it may start two nodes (if it ever does, see Asking)."""
+    start = local_start().LocalCluster.start
+    cluster = start(tmp_path, max_nodes=2, dashboard_port=free_port(), RAY_AUTH_MODE="disabled")
+    try:
+        environment = {**os.environ, "RAY_ADDRESS": cluster.gcs, "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run(
+            [sys.executable, "-c", WANT], env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+        )
+    finally:
+        cluster.stop()
+    seen = [tuple(map(int, line.split())) for line in done.stdout.splitlines() if re.fullmatch(r"\d+ \d+", line)]
+    asked = list(dict.fromkeys(asked for asked, _nodes in seen))
+    assert asked[:2] == [8, 2] and seen[-1] == (8, 2), done.stdout + done.stderr
+    assert all(nodes == 0 for _asked, nodes in seen[: [asked for asked, _nodes in seen].index(2)])
+
+
 def waited(until: Callable[[], Any], process: subprocess.Popen[bytes], patience_s: float = 300) -> Any:
     deadline_s = time.monotonic() + patience_s
     while time.monotonic() < deadline_s:
@@ -85,6 +118,6 @@ def waited(until: Callable[[], Any], process: subprocess.Popen[bytes], patience_
 
 @pytest.mark.slow
 def test_an_autoscaled_training_loses_nodes_and_trains_the_same_batches(tmp_path: Path) -> None:
-    run = demo(tmp_path, steps=240, most=3, kinds=["kill", "drain"])
+    run = demo(tmp_path, steps=140, most=3, kinds=["kill", "drain"])
     page = (run.folder / "report/report.html").read_text()
     assert "workers" in page and "<svg" in page

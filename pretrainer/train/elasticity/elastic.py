@@ -20,9 +20,13 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, 
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from pretrainer import subcluster
-from pretrainer.train.elasticity.resize import GrowthGate, best_size
+from pretrainer.train.elasticity.resize import Asking, GrowthGate, best_size
 
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
+NOTHING_CAME = (
+    "no node came in {s:.0f} s while {most} workers were asked for, so {less} are asked for now; the autoscaler grants "
+    "a request whole or not at all: is the upper end of train.num_workers more than the cluster may have (ray status)?"
+)
 
 
 class OneReservation:
@@ -69,17 +73,26 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         self.reservation = reservation
         self.sizes = sizes
         self.gate = GrowthGate(stable_s)
+        self.asking, self.has_told = Asking(sizes), False
         self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
         self.data_nodes, self.autoscaling = data_nodes, autoscaling
 
     def _get_num_workers_for_resource_request(self) -> int:
         """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""
         if self.scaling_config.use_gpu or self.data_nodes:
-            return self.sizes[-1]
+            return self._what_is_granted() if self.autoscaling else self.sizes[-1]
         fits = best_size(self.sizes, self._beside_data())
         if self.autoscaling and fits != self.sizes[-1]:
             return self._one_node_more(fits or 0)
         return fits or self._smallest_and_data()
+
+    def _what_is_granted(self) -> int:
+        """The most, or less where that brings nothing; the first time the person who waits is told."""
+        before, asked = self.asking.asked, self.asking.look(time.monotonic(), self._held())
+        if 0 < asked < before == self.sizes[-1] and not self.has_told:
+            self.has_told = True
+            self.recorder.warn.remote("nodes", NOTHING_CAME.format(most=before, less=asked, s=self.asking.patience_s))
+        return asked
 
     def _one_node_more(self, fits: int) -> int:
         """The next useful size, and so many that the nodes that are there do not hold them.
@@ -87,10 +100,16 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         Asked for what fits, the autoscaler adds nothing; asked for more than all of its nodes hold, nothing either: it
         grants a request whole or not at all. So the cluster grows node by node, as far as it may.
         """
-        larger = next(size for size in self.sizes if size > fits)
-        each = self._worker_cpus()
-        hold = sum(int(node["Resources"].get("CPU", 0.0) / each + TOLERANCE) for node in ray.nodes() if node["Alive"])
-        return max(larger, hold + 1)
+        return max(next(size for size in self.sizes if size > fits), self._held() + 1)
+
+    def _held(self) -> int:
+        """Whole workers that trainers' nodes hold if nothing else runs there."""
+        theirs = [node for node in ray.nodes() if node["Alive"] and not subcluster.holds(self.data_nodes, node)]
+        return sum(self._whole_workers(node["Resources"]) for node in theirs)
+
+    def _whole_workers(self, has: dict[str, float]) -> int:
+        need = {name: n for name, n in self.scaling_config._resources_per_worker_not_none.items() if n > 0}
+        return min(int(has.get(name, 0.0) / amount + TOLERANCE) for name, amount in need.items())
 
     def _smallest_and_data(self) -> int:
         """As many workers as have the CPUs of the fewest and of data, which is not there yet to ask for its own.
@@ -115,12 +134,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         """Whole workers of a useful size on nodes that are not about to go away; 0 if not even the smallest fits."""
         leaving = ray._private.state.state.get_draining_nodes() or {}
         staying = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving}
-        need = {name: n for name, n in self.scaling_config._resources_per_worker_not_none.items() if n > 0}
-        found = sum(
-            min(int(has.get(name, 0.0) / amount + TOLERANCE) for name, amount in need.items())
-            for node, has in reserved_resources.items()
-            if node in staying
-        )
+        found = sum(self._whole_workers(has) for node, has in reserved_resources.items() if node in staying)
         return best_size(self.sizes, min(found, self._beside_data())) or 0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:

@@ -6,6 +6,8 @@ break for `stable_s`, and only right after a checkpoint that was asked for, so t
 growth did not last, the next one has to wait twice as long, so a flapping node cannot keep the run restarting.
 It shrinks when workers are lost or preempted, which is a failure or a preemption and no resize, and when a lost node
 leaves so few CPUs beside the trainers that their own data starves.
+
+An autoscaler adds nodes for what a run asks for, which is the most that it has use for, unless nothing comes of that.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from pretrainer.config import Config
 
 BACKOFF_LIMIT = 64
 """`stable_s` is doubled after each growth that did not last, up to this factor."""
+
+GRANT_PATIENCE_S = 300.0
+"""So long a request may bring no node before it is another one: a cloud's GPU node is there in less, mostly."""
 
 
 def useful_sizes(blocks_per_step: int, smallest: int, largest: int, team: int = 1, multiple: int = 1) -> list[int]:
@@ -88,3 +93,30 @@ class GrowthGate:
             short = now_s - self.grown_at_s < 4 * self.wait_s
             self.factor = min(BACKOFF_LIMIT, 2 * self.factor) if short else 1
         self.since_s = self.asked_at_step = self.grown_at_s = None
+
+
+@dataclass
+class Asking:
+    """How many workers an autoscaler is asked for, one that grants a request whole or not at all, as Ray's does.
+
+    The most, first. A request that brings nothing may be for more than the cluster may have, so the next one is half
+    way down to what there is, and so on; below that it begins at the top again, for a cloud may have had nothing to
+    give. Nodes that are on their way stay so when less is asked for.
+    """
+
+    sizes: list[int]
+    patience_s: float = GRANT_PATIENCE_S
+    asked: int = 0
+    held: int = -1
+    since_s: float = 0.0  # the request or what there is has not changed from then on
+
+    def look(self, now_s: float, held: int) -> int:
+        """The request, at a time on a monotonic clock when all nodes that are there hold so many workers."""
+        if held != self.held:
+            self.held, self.since_s = held, now_s
+        if held >= self.asked:
+            self.asked, self.since_s = self.sizes[-1], now_s
+        elif now_s - self.since_s >= self.patience_s:
+            between = [size for size in self.sizes if held < size < self.asked]
+            self.asked, self.since_s = between[len(between) // 2] if between else self.sizes[-1], now_s
+        return self.asked

@@ -103,6 +103,10 @@ class Recorder:
         self.events.append({"kind": "fatal", "message": message, "exit_code": exit_code})
         self._note({**self.events[-1], "at_s": time.time()})
 
+    def warn(self, name: str, message: str) -> None:
+        """Of someone who knows no step: the newest one that is known is told."""
+        self.record({"kind": "warning", "name": name, "step": self.logged_step, "message": message})
+
     def request_stop(self) -> None:
         """Ask the workers to checkpoint and end after the current step."""
         self.stop = True

@@ -66,6 +66,8 @@ class Driver:
     def __init__(self) -> None:
         self.asked, self.step = 0, 20
         self.request_checkpoint = SimpleNamespace(remote=self.ask)
+        self.told: list[str] = []
+        self.warn = SimpleNamespace(remote=lambda name, message: self.told.append(message))
 
     def ask(self) -> None:
         self.asked += 1
@@ -171,6 +173,31 @@ def test_gpus_are_asked_for_up_to_the_largest_useful_size(cluster: Cluster) -> N
     assert policy(7, use_gpu=True)[0]._get_num_workers_for_resource_request() == 4
 
 
+@pytest.mark.parametrize("of", ["gpus", "data's own nodes"])
+def test_less_is_asked_for_where_the_most_brings_no_node(cluster: Cluster, of: str) -> None:
+    """Ray's autoscaler grants a request whole or not at all; what runs on nodes that are there does not count."""
+    own = {"CPU": 1.0, "GPU": 1.0} if of == "gpus" else {"CPU": 1.0}
+    elastic, driver = policy(8, use_gpu=of == "gpus", data_nodes="data", autoscaling=True)
+    cluster.nodes, cluster.for_data = {"of data": {"CPU": 64.0, "GPU": 64.0}}, {"of data"}
+    seen = []
+    for cluster.now_s in (0, 299, 300, 600, 601):
+        if cluster.now_s == 601:
+            cluster.nodes |= {"a": own, "b": own}
+        seen.append(elastic._get_num_workers_for_resource_request())
+    assert seen == [8, 8, 3, 2, 8] and size(elastic.make_decision_for_non_running_worker_group()) == 2
+    for cluster.now_s in (901, 1201, 1501, 1801):
+        assert elastic._get_num_workers_for_resource_request() > 2, "what it has must stay reserved"
+    (told,) = driver.told
+    assert "8 workers were asked for, so 3" in told and "ray status" in told
+
+
+def test_where_nobody_adds_nodes_the_request_stays_the_most(cluster: Cluster) -> None:
+    elastic, driver = policy(8, use_gpu=True)
+    for cluster.now_s in (0, 300, 600):
+        assert elastic._get_num_workers_for_resource_request() == 8
+    assert not driver.told
+
+
 def test_growth_asks_for_a_checkpoint_and_follows_it(cluster: Cluster) -> None:
     cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
     elastic, driver = policy(8)
@@ -208,7 +235,10 @@ def test_a_growth_that_did_not_last_makes_the_next_one_wait_longer(cluster: Clus
 
 def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
     ours = {name for name, value in vars(UsefulSizes).items() if inspect.isfunction(value)} - {"__init__"}
-    overridden = ours - {"_beside_data", "_worker_cpus", "_smallest_and_data", "_one_node_more"}
+    overridden = ours - {
+        "_beside_data", "_worker_cpus", "_smallest_and_data", "_one_node_more", "_what_is_granted", "_held",
+        "_whole_workers",
+    }  # fmt: skip
     assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
         n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
     }

@@ -1,4 +1,4 @@
-"""When a run grows: useful sizes, a stable cluster, a checkpoint first, and patience with nodes that flap."""
+"""When a run grows: useful sizes, a stable cluster, a checkpoint first, patience with nodes that flap; its requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
-from pretrainer.train.elasticity.resize import BACKOFF_LIMIT, GrowthGate, best_size, sizes_of, useful_sizes
+from pretrainer.train.elasticity.resize import BACKOFF_LIMIT, Asking, GrowthGate, best_size, sizes_of, useful_sizes
 
 
 @given(st.integers(1, 200), st.integers(1, 200))
@@ -103,3 +103,30 @@ def test_a_growth_that_lasted_is_forgiven() -> None:
     assert gate.factor == 1
     gate.restarted(2000)
     assert gate.factor == 1, "a failure without a growth before it says nothing about flapping"
+
+
+@given(st.integers(1, 100), st.integers(1, 20), st.integers(20, 100), st.integers(0, 120))
+def test_what_an_autoscaler_may_have_comes_however_much_too_much_is_wanted(
+    blocks: int, smallest: int, largest: int, most: int
+) -> None:
+    """It grants a request whole or not at all. (At every look the patience with the last request is over.)"""
+    sizes = useful_sizes(blocks, smallest, largest)
+    asking, held = Asking(sizes, patience_s=10), 0
+    for now_s in range(0, 20 * 100 * 10, 20):
+        asked = asking.look(now_s, held)
+        assert asked in sizes and (asked > held or asked == sizes[-1])
+        held = asked if held < asked <= most else held
+    assert held == (best_size(sizes, most) or 0)
+
+
+def test_the_most_is_asked_for_while_nodes_come_and_half_way_down_when_none_does() -> None:
+    asking = Asking([1, 2, 3, 4, 8], patience_s=300)
+    seen = [(now_s, held, asking.look(now_s, held)) for now_s, held in (
+        (0, 0), (299, 0), (300, 0), (599, 0), (600, 0), (610, 1), (620, 2), (900, 2), (919, 2), (920, 2),
+    )]  # fmt: skip
+    assert [asked for *_when, asked in seen] == [8, 8, 3, 3, 2, 2, 8, 8, 8, 4]
+
+
+def test_where_a_cloud_has_nothing_the_most_is_asked_for_again() -> None:
+    asking = Asking([1, 2], patience_s=1)
+    assert [asking.look(now_s, 0) for now_s in range(5)] == [2, 1, 2, 1, 2]

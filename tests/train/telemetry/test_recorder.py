@@ -130,6 +130,14 @@ def test_a_checkpoint_that_is_asked_for_is_answered_until_one_is_saved(notes: No
     assert recorder.record({"kind": "start", "step": 3, "world_size": 1})["checkpoint"] is False
 
 
+def test_a_warning_without_a_step_gets_the_newest(notes: Notes) -> None:
+    recorder = Recorder(notes)
+    recorder.record(steps(1, 2, 3))
+    recorder.warn("nodes", "no node came")
+    (event,) = recorder.events_from(1)
+    assert (event["kind"], event["name"], event["step"], event["message"]) == ("warning", "nodes", 3, "no node came")
+
+
 def test_fatal_is_an_event_with_message_and_exit_code(notes: Notes) -> None:
     recorder = Recorder(notes)
     recorder.record(steps(1))
