@@ -9,7 +9,6 @@ checkpoint it waits for.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -81,15 +80,14 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""
         if self.scaling_config.use_gpu or self.data_nodes:
             return self._what_is_granted() if self.autoscaling else self.sizes[-1]
-        fits = best_size(self.sizes, self._beside_data())
-        if self.autoscaling and fits != self.sizes[-1]:
-            return self._one_node_more(fits or 0)
-        return fits or self._smallest_and_data()
+        fits = best_size(self.sizes, self._beside_data()) or 0
+        is_enough = fits == self.sizes[-1] or (fits > 0 and not self.autoscaling)
+        return fits if is_enough else self._one_node_more(fits)
 
     def _what_is_granted(self) -> int:
         """The most, or less where that brings nothing; the first time the person who waits is told."""
         before, asked = self.asking.asked, self.asking.look(time.monotonic(), self._held())
-        if 0 < asked < before == self.sizes[-1] and not self.has_told:
+        if asked < before == self.sizes[-1] and not self.has_told:
             self.has_told = True
             self.recorder.warn.remote("nodes", NOTHING_CAME.format(most=before, less=asked, s=self.asking.patience_s))
         return asked
@@ -98,7 +96,9 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         """The next useful size, and so many that the nodes that are there do not hold them.
 
         Asked for what fits, the autoscaler adds nothing; asked for more than all of its nodes hold, nothing either: it
-        grants a request whole or not at all. So the cluster grows node by node, as far as it may.
+        grants a request whole or not at all. So the cluster grows node by node, as far as it may. Where not even the
+        fewest fit, this is asked for in any case. (Seen: one worker on a node of one CPU, 0.9 of which data needs; the
+        run asked for the one worker and waited for ever.)
         """
         return max(next(size for size in self.sizes if size > fits), self._held() + 1)
 
@@ -111,21 +111,9 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         need = {name: n for name, n in self.scaling_config._resources_per_worker_not_none.items() if n > 0}
         return min(int(has.get(name, 0.0) / amount + TOLERANCE) for name, amount in need.items())
 
-    def _smallest_and_data(self) -> int:
-        """As many workers as have the CPUs of the fewest and of data, which is not there yet to ask for its own.
-
-        For a cluster that grows though the config does not say so. (Seen: a run of one worker on a node of one CPU,
-        0.9 of which data needs, asked for the one worker and waited for ever.)
-        """
-        each = self._worker_cpus()
-        return self.sizes[0] + (math.ceil(self.data_cpus / each - TOLERANCE) if each else 0)
-
-    def _worker_cpus(self) -> float:
-        return float(self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0))
-
     def _beside_data(self) -> int:
         """Workers whose CPUs the cluster has beside those of the data stages."""
-        each = self._worker_cpus()
+        each = float(self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0))
         theirs = subcluster.cpus(self.data_nodes, ray.nodes()) if self.data_nodes else self.data_cpus
         left = ray.cluster_resources().get("CPU", 0.0) - theirs
         return int(left / each + TOLERANCE) if each else self.sizes[-1]
