@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pretrainer.config import ModelConfig
 from pretrainer.errors import ConfigError, StorageError
-from pretrainer.model.hf_families import FAMILIES, Family
+from pretrainer.model.hf_families import FAMILIES
+from pretrainer.model.hf_family import Family
 from pretrainer.schema import BOS, EOS, PAD
 
 SPECIAL_IDS = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
