@@ -139,7 +139,8 @@ def message_of(status: str, summary: dict[str, Any], events: Sequence[Event]) ->
     fatal = _last(events, "fatal")
     if status in ("stopped", "failed"):
         return str(summary.get("message") or (fatal["message"] if fatal else ""))
-    return ""
+    last = next((event for event in reversed(events) if event["kind"] in ("waiting", "start")), None)
+    return str(last["message"]) if status == "running" and last and last["kind"] == "waiting" else ""
 
 
 def eta_s(config: Config, step: int, tokens_per_s: float | None) -> float | None:

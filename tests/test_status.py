@@ -98,6 +98,14 @@ def test_a_run_that_has_only_begun_says_so(run: Store) -> None:
     assert "checkpoint  none yet" in shown(run) and "None" not in shown(run)
 
 
+def test_a_run_that_waits_for_nodes_says_what_it_waits_for(run: Store) -> None:
+    waits = {"kind": "waiting", "message": "no workers for 4 min: 8 are asked for", "at_s": NOW_S}
+    tell_later(trained(run), waits, lead(120, 12.0))
+    assert "status      running: no workers for 4 min: 8 are asked for" in shown(run)
+    tell_later(run, waits, start(100, 8))
+    assert read_status(run, NOW_S).message == ""
+
+
 def test_a_run_whose_driver_is_gone_is_interrupted_and_has_no_eta(run: Store) -> None:
     hold(trained(run), 1, GONE)
     status = read_status(run, NOW_S)

@@ -191,6 +191,9 @@ class Console:
         if event["count"] > MOST_CULPRITS:
             self.say(f"    … all of them are in {event['where']}")
 
+    def _waiting(self, event: dict[str, Any], data: Frozen) -> None:
+        self.say(f"{self._clock()} {event['message']}")
+
     def _warning(self, event: dict[str, Any], data: Frozen) -> None:
         self.say(f"{self._clock()} warning: {event['message']}")
 

@@ -23,6 +23,7 @@ from pipelines.driver.preflight import uses_gpu
 from pipelines.driver.progress import Console
 from pipelines.driver.suite import Suite, freeze_suite, validation_config
 from pipelines.driver.supervise import Supervisor, read_json
+from pipelines.driver.waiting import Waiting
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Segment
 from pretrainer.data.ledger.lines import open_line
@@ -98,7 +99,8 @@ class Session:
         run_id: Any = ray.get(recorder.start.remote())
         run.write("mlflow.json", json.dumps({"uri": uri, "run_id": run_id}).encode())
         recorder.record.remote(driver_event(cluster, lease.claim.number, started_s))
-        supervisor = Supervisor(config, run, recorder, data, lease, started_s)
+        waiting = Waiting(config, uses_gpu(config, cluster), data_cpus(config.data), time.time())
+        supervisor = Supervisor(config, run, recorder, data, lease, started_s, waiting)
         return cls(config, run, data, cluster, started_s, recorder, uri, run_id, lease, supervisor, suite)
 
 

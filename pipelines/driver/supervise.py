@@ -19,6 +19,7 @@ from pipelines.driver.culprits import Culprits
 from pipelines.driver.forgetting import Forgetting
 from pipelines.driver.gauges import Gauges
 from pipelines.driver.lead import Lead
+from pipelines.driver.waiting import Waiting
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Curriculum
 from pretrainer.data.prologue import Frozen
@@ -42,7 +43,7 @@ class Supervisor:
     """Sees every event once (`notice`), and looks after the run between them (`look`)."""
 
     def __init__(
-        self, config: Config, run: Store, recorder: Any, data: Frozen, lease: Lease, started_s: float
+        self, config: Config, run: Store, recorder: Any, data: Frozen, lease: Lease, started_s: float, waiting: Waiting
     ) -> None:
         self.config, self.run, self.recorder, self.lease = config, run, recorder, lease
         self.order = Curriculum(data.segments, config.slot_blocks_per_step)
@@ -56,7 +57,7 @@ class Supervisor:
         self.lead = Lead(data, config.slot_blocks_per_step, recorder.record.remote)
         self.health = Health(None if config.init.uri else math.log(data.vocab_size))
         self.forgetting = Forgetting(config, run, data.held_out)
-        self.gauges = Gauges(config.run.name)
+        self.gauges, self.waiting = Gauges(config.run.name), waiting
 
     def notice(self, event: dict[str, Any]) -> None:
         """Count an event: starts of worker groups and goodput stay in the run folder, over all starts of the run."""
@@ -65,6 +66,7 @@ class Supervisor:
         self.copies.notice(event)
         self.culprits.notice(event)
         self.lead.notice(event)
+        self.waiting.notice(event)
         for told in [*self.health.notice(event), *self.forgetting.notice(event)]:
             self.recorder.record.remote(told)
         if event["kind"] == "start":
@@ -83,6 +85,8 @@ class Supervisor:
     def look(self, events: Sequence[dict[str, Any]]) -> None:
         """Raise LeaseError if the run is another driver's; end a run that fails in a circle; free one that hangs."""
         self.lease.check()
+        for told in self.waiting.look(time.time()):
+            self.recorder.record.remote(told)
         failures = failures_in_a_row(events)
         if len(failures) > self.config.train.max_failures and not self._given_up:
             self._given_up = True
