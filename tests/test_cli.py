@@ -1,9 +1,12 @@
-"""Joining a cluster that refuses: one clear message, and nobody else's errors taken for it."""
+"""Joining a cluster that refuses: one clear message, and nobody else's errors taken for it. What Ray says besides."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import ray
+from ray._private import worker
 
 from pipelines.driver import cli
 from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
@@ -42,3 +45,21 @@ def test_a_bug_stays_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(RuntimeError, match="something else"):
         cli._join(CONFIG, "10.0.0.1:6379")
+
+
+DIED = (
+    "Raylet is terminated. Termination is unexpected. Last 20 lines of the Raylet logs:\n"
+    "    [state-dump] \tNodeManager.GC - 1 total\n    (raylet) mmap failed: out of memory\n    [state-dump] \n"
+)
+
+
+def test_noise_of_ray_is_left_out_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker, "print_to_stdstream", lambda data, ignore_prefix: shown.append(data))
+    cli.quiet_noise()
+    cli.quiet_noise()
+    for lines in (["mine", cli.NOISE[0] + " and so on", "", "yours"], [cli.NOISE[1]], [cli.STATISTICS], [DIED]):
+        worker.print_to_stdstream({"lines": lines, "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert [data["lines"] for data in shown[:-1]] == [["mine", "", "yours"]] and shown[-1]["pid"] == "raylet"
+    (died,) = shown[-1]["lines"]
+    assert died.split("\n") == [DIED.split("\n")[0], "    (raylet) mmap failed: out of memory", ""]

@@ -91,6 +91,7 @@ NOISE = (
     "The actor is dead because it was killed by `ray.kill`",  # the stream is dropped when the last step is done
     "PYTHON worker processes have been started on node",       # fractional CPUs mean several small processes
 )
+STATISTICS = "[state-dump]"  # 60 lines of a raylet that died, between the few that may say why
 
 
 def quiet_noise() -> None:
@@ -100,12 +101,16 @@ def quiet_noise() -> None:
         return
 
     def without_noise(data: Any, ignore_prefix: bool) -> None:
-        lines = [line for line in data["lines"] if not any(noise in line for noise in NOISE)]
-        if lines:
+        lines = [said for said in map(without_statistics, data["lines"]) if not any(noise in said for noise in NOISE)]
+        if any(lines):
             show({**data, "lines": lines}, ignore_prefix)
 
     without_noise.is_quiet = True  # type: ignore[attr-defined]
     ray_worker.print_to_stdstream = without_noise
+
+
+def without_statistics(message: str) -> str:
+    return "\n".join(line for line in message.split("\n") if STATISTICS not in line)
 
 
 @contextmanager
