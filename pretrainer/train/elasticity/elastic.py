@@ -8,7 +8,9 @@ checkpoint it waits for.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +24,7 @@ from pretrainer import subcluster
 from pretrainer.train.elasticity.resize import Asking, GrowthGate, best_size
 
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
+LOOK_TIMEOUT_S = 5.0
 NOTHING_CAME = (
     "no node came in {s:.0f} s while {most} workers were asked for, so {less} are asked for now; the autoscaler grants "
     "a request whole or not at all: is the upper end of train.num_workers more than the cluster may have (ray status)?"
@@ -75,6 +78,25 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         self.asking, self.has_told = Asking(sizes), False
         self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
         self.data_nodes, self.autoscaling = data_nodes, autoscaling
+        self.requested, self.living = 0, frozenset[str]()
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ray sends the request every 20 s; one that has become another is sent at once."""
+        wanted = self._get_num_workers_for_resource_request()
+        if wanted == self.requested:
+            return super()._maybe_send_resource_request()
+        self.requested = wanted
+        self._send_resource_request()
+
+    def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
+        """Ray's coordinator looks at the nodes every 20 s; when others have come, it is asked to look at once."""
+        living = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        if living != self.living:
+            look = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+            with contextlib.suppress(ray.exceptions.RayError):  # the next look asks again, and Ray's warns
+                ray.get(look, timeout=LOOK_TIMEOUT_S)
+                self.living, self._latest_reserved_resources_query_time = living, -math.inf
+        return super()._get_reserved_resources()
 
     def _get_num_workers_for_resource_request(self) -> int:
         """Ray gives trainers everything before data gets anything, so CPU trainers ask for what leaves data its own."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
@@ -37,8 +38,18 @@ class Cluster:
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(n["CPU"] for n in self.living())})
         monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
         monkeypatch.setattr("pretrainer.train.elasticity.elastic.time.monotonic", lambda: self.now_s)
-        monkeypatch.setattr(UsefulSizes, "_get_reserved_resources", lambda _self: self.reserved())
-        monkeypatch.setattr(UsefulSizes, "_maybe_send_resource_request", lambda _self: None)
+        self.looked_at: list[set[str]] = []  # what Ray's coordinator saw of the nodes when it was asked to look
+        self.sent: list[int] = []  # of the requests that did not wait for Ray's turn
+        look = SimpleNamespace(remote=lambda _run, recompute: self.looked_at.append(set(self.nodes) - self.dead))
+        coordinator = SimpleNamespace(get_reserved_resources=look)
+        monkeypatch.setattr(UsefulSizes, "_autoscaling_coordinator", coordinator)
+        monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+        monkeypatch.setattr(ElasticScalingPolicy, "_get_reserved_resources", lambda _self: self.reserved())
+        monkeypatch.setattr(ElasticScalingPolicy, "_maybe_send_resource_request", lambda _self: None)
+        monkeypatch.setattr(
+            UsefulSizes, "_send_resource_request",
+            lambda policy: self.sent.append(policy._get_num_workers_for_resource_request()),
+        )  # fmt: skip
 
     def living(self) -> list[dict[str, float]]:
         return [resources for name, resources in self.nodes.items() if name not in self.dead]
@@ -198,6 +209,42 @@ def test_where_nobody_adds_nodes_the_request_stays_the_most(cluster: Cluster) ->
     assert not driver.told
 
 
+def test_a_request_that_has_changed_is_sent_at_once_and_no_other(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 1.0}}
+    elastic = policy(8, autoscaling=True)[0]
+    for nodes in ("a", "a", "ab", "ab", "abc"):
+        cluster.nodes = {name: {"CPU": 1.0} for name in nodes}
+        running(elastic, 1)
+    assert cluster.sent == [2, 3, 4]
+
+
+def test_ray_s_coordinator_looks_at_once_when_nodes_come_or_go(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 1.0}}
+    elastic = policy(8)[0]
+    elastic.make_decision_for_non_running_worker_group()
+    running(elastic, 1)
+    cluster.nodes["b"] = {"CPU": 1.0}
+    running(elastic, 1)
+    running(elastic, 1)
+    cluster.dead = {"a"}
+    running(elastic, 1)
+    assert cluster.looked_at == [{"a"}, {"a", "b"}, {"b"}]
+
+
+def test_a_coordinator_that_does_not_answer_is_asked_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(answer: Any, timeout: float) -> None:
+        raise ray.exceptions.GetTimeoutError
+
+    cluster.nodes = {"a": {"CPU": 1.0}}
+    elastic = policy(8)[0]
+    monkeypatch.setattr(ray, "get", late)
+    running(elastic, 1)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+    for _ in range(2):
+        running(elastic, 1)
+    assert len(cluster.looked_at) == 2 and elastic._latest_reserved_resources_query_time == float("-inf")
+
+
 def test_growth_asks_for_a_checkpoint_and_follows_it(cluster: Cluster) -> None:
     cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
     elastic, driver = policy(8)
@@ -210,7 +257,7 @@ def test_growth_asks_for_a_checkpoint_and_follows_it(cluster: Cluster) -> None:
 def test_a_running_group_stays_while_the_coordinator_is_silent(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(UsefulSizes, "_get_reserved_resources", lambda _self: None)
+    monkeypatch.setattr(ElasticScalingPolicy, "_get_reserved_resources", lambda _self: None)
     assert isinstance(running(policy(8)[0], 2), NoopDecision)
 
 
@@ -239,8 +286,12 @@ def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
     assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
         n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
     }
-    for name in ("_maybe_send_resource_request", "_get_reserved_resources", "_get_resize_decision"):
+    for name in ("_send_resource_request", "_get_resize_decision"):
         assert callable(getattr(ElasticScalingPolicy, name))
+    assert isinstance(ElasticScalingPolicy._autoscaling_coordinator, property)
+    assert "recompute" in inspect.signature(_AutoscalingCoordinatorActor.get_reserved_resources).parameters
+    fresh = ElasticScalingPolicy(ScalingConfig(num_workers=2))
+    assert fresh._latest_reserved_resources_query_time == float("-inf")
     assert ScalingConfig(num_workers=2)._resources_per_worker_not_none == {"CPU": 1}
 
 
