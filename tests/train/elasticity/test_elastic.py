@@ -223,8 +223,12 @@ def test_ray_s_coordinator_looks_at_once_when_nodes_come_or_go(cluster: Cluster)
     elastic = policy(8)[0]
     elastic.make_decision_for_non_running_worker_group()
     running(elastic, 1)
+    elastic._latest_reserved_resources_query_time = 123.0
+    running(elastic, 1)
+    assert elastic._latest_reserved_resources_query_time == 123.0
     cluster.nodes["b"] = {"CPU": 1.0}
     running(elastic, 1)
+    assert elastic._latest_reserved_resources_query_time == float("-inf"), "the new answer is asked for"
     running(elastic, 1)
     cluster.dead = {"a"}
     running(elastic, 1)
@@ -242,7 +246,7 @@ def test_a_coordinator_that_does_not_answer_is_asked_again(cluster: Cluster, mon
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     for _ in range(2):
         running(elastic, 1)
-    assert len(cluster.looked_at) == 2 and elastic._latest_reserved_resources_query_time == float("-inf")
+    assert len(cluster.looked_at) == 2
 
 
 def test_growth_asks_for_a_checkpoint_and_follows_it(cluster: Cluster) -> None:

@@ -127,6 +127,11 @@ def test_the_most_is_asked_for_while_nodes_come_and_half_way_down_when_none_does
     assert [asked for *_when, asked in seen] == [8, 8, 3, 3, 2, 2, 8, 8, 8, 4]
 
 
+def test_patience_begins_anew_with_every_node_that_comes() -> None:
+    asking = Asking([1, 2, 4], patience_s=300)
+    assert [asking.look(now_s, held) for now_s, held in ((0, 0), (290, 1), (589, 1), (590, 1))] == [4, 4, 4, 2]
+
+
 def test_where_a_cloud_has_nothing_the_most_is_asked_for_again() -> None:
     asking = Asking([1, 2], patience_s=1)
     assert [asking.look(now_s, 0) for now_s in range(5)] == [2, 1, 2, 1, 2]
