@@ -70,7 +70,7 @@ class Session:
     @property
     def starts(self) -> list[dict[str, Any]]:
         """Of worker groups, over all starts of the run."""
-        return self.supervisor.starts
+        return self.supervisor.starts.all
 
     @classmethod
     def open(

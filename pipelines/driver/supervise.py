@@ -19,6 +19,7 @@ from pipelines.driver.culprits import Culprits
 from pipelines.driver.forgetting import Forgetting
 from pipelines.driver.gauges import Gauges
 from pipelines.driver.lead import Lead
+from pipelines.driver.starts import STARTS, Starts
 from pipelines.driver.waiting import Waiting
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Curriculum
@@ -27,7 +28,7 @@ from pretrainer.lease import Lease
 from pretrainer.storage import Store
 from pretrainer.train.checkpoints.copies import Copies
 from pretrainer.train.stability.health import Health
-from pretrainer.train.telemetry.goodput import Goodput, start_split
+from pretrainer.train.telemetry.goodput import Goodput
 from pretrainer.train.telemetry.phases import pulse_period_s
 from pretrainer.train.telemetry.watchdog import Pulse, diagnose, failures_in_a_row
 
@@ -48,8 +49,8 @@ class Supervisor:
         self.config, self.run, self.recorder, self.lease = config, run, recorder, lease
         self.order = Curriculum(data.segments, config.slot_blocks_per_step)
         self.goodput = Goodput.resume(started_s, read_json(run, GOODPUT))
-        self.starts: list[dict[str, Any]] = read_json(run, "starts.json") or []
-        self._since_s, self._start, self._given_up = started_s, None, False  # type: float, dict[str, Any] | None, bool
+        self.starts = Starts(run, read_json(run, STARTS), started_s)
+        self._given_up = False
         self.timeout_s = config.train.stall_timeout_s
         self._looked_s = time.monotonic()
         self.copies = Copies(config, run, recorder.record.remote)
@@ -66,20 +67,11 @@ class Supervisor:
         self.copies.notice(event)
         self.culprits.notice(event)
         self.lead.notice(event)
+        self.starts.notice(event)
         self.waiting.notice(event)
         for told in [*self.health.notice(event), *self.forgetting.notice(event)]:
             self.recorder.record.remote(told)
-        if event["kind"] == "start":
-            self._start = event
-            self.starts.append({k: event[k] for k in ("step", "segment", "world_size", "time_s")})
-            self._keep_starts()
-        elif event["kind"] == "steps" and self._start is not None:
-            self.starts[-1]["seconds"] = start_split(self._since_s, self._start, event)
-            self._start = None
-            self._keep_starts()
-        elif event["kind"] == "failure":
-            self._since_s = event["at_s"]
-        elif event["kind"] == "checkpoint":
+        if event["kind"] == "checkpoint":
             self._keep_goodput(event["step"])
 
     def look(self, events: Sequence[dict[str, Any]]) -> None:
@@ -122,9 +114,6 @@ class Supervisor:
         """Wait for the copies of checkpoints that are asked for."""
         if not self.copies.drain(COPY_PATIENCE_S):
             log.warning("the copies of checkpoints were not done within %.0f s", COPY_PATIENCE_S)
-
-    def _keep_starts(self) -> None:
-        self.run.write("starts.json", json.dumps(self.starts).encode())
 
     def _keep_goodput(self, step: int) -> None:
         self.run.write(GOODPUT, json.dumps(self.goodput.saved()).encode())

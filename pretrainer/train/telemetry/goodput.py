@@ -122,7 +122,8 @@ def fold(at_s: float, events: Iterable[dict[str, Any]]) -> Goodput:
 
 
 def start_split(since_s: float, start: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
-    """Seconds from `since_s` (the driver's start or the failure) to the first step's end, by what they went to.
+    """Seconds from `since_s` (the driver's start, or when the last group ended) to the first step's end, by what they
+    went to.
 
     scheduling ends when the worker's process is there, import when its loop begins, load when weights are restored;
     first_batch is the wait for data, first_step the first forward and backward pass with all that compiles in it.
