@@ -22,6 +22,9 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
+PATIENT = {"idle_worker_killing_time_threshold_ms": 600_000}
+"""For `_system_config`, as all targets have it. Ray would end readers that share a CPU after 1 s, and start others."""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -47,7 +50,7 @@ class Head:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_idle_worker_killing_time_threshold_ms": "600000",
+            **{f"RAY_{name}": str(value) for name, value in PATIENT.items()},
             "PATH": f"{BIN}:{os.environ['PATH']}",  # jobs find `python` as on a node with the environment activated
             "PYTHONHASHSEED": "0",
             **env,

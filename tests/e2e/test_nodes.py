@@ -15,12 +15,13 @@ from ray.cluster_utils import Cluster
 from pretrainer.storage import Store
 from tests import faulty_s3, s3
 from tests.e2e.audit import audit
-from tests.e2e.head import Head, Result, pipeline
+from tests.e2e.head import PATIENT, Head, Result, pipeline
 
 
 @pytest.fixture
 def two_raylets() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 200_000_000})
+    head = {"num_cpus": 2, "object_store_memory": 200_000_000, "_system_config": PATIENT}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=2, object_store_memory=200_000_000, labels={"ray-subcluster": "data"})
     yield cluster
     cluster.shutdown()

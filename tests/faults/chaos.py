@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from tests.e2e.head import REPOSITORY, hard_config
+from tests.e2e.head import PATIENT, REPOSITORY, hard_config
 
 # Four workers fit on three nodes and two on two.
 NODE = {"num_cpus": 1, "object_store_memory": 150_000_000}
@@ -105,7 +105,7 @@ class Run:
 @contextmanager
 def raylets(nodes: int, **node: Any) -> Iterator[Cluster]:
     """A head and more nodes, each a real raylet."""
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **node})
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **node, "_system_config": PATIENT})
     for _ in range(nodes - 1):
         cluster.add_node(**{**NODE, **node})
     try:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.e2e.head import BIN, REPOSITORY, Head, Result, pipeline, tiny_config, two_sources
+from tests.e2e.head import BIN, PATIENT, REPOSITORY, Head, Result, pipeline, tiny_config, two_sources
 from tests.faults.test_kill import audit
 
 STEPS = 400
@@ -39,7 +39,7 @@ def undisturbed(head: Head, config: Path) -> Result:
 
 @pytest.fixture
 def raylets() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": PATIENT})
     cluster.add_node(**NODE)
     yield cluster
     cluster.shutdown()
