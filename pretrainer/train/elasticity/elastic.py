@@ -147,7 +147,13 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         found = sum(self._whole_workers(has) for node, has in reserved_resources.items() if node in staying)
         return best_size(self.sizes, min(found, self._beside_data())) or 0
 
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self.recorder.forget_checkpoint.remote()  # which the controller of the segment before may have asked for
+        super().after_controller_start(train_run_context)
+
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        if self.gate.asked_at_step is not None:
+            self.recorder.forget_checkpoint.remote()
         self.gate.restarted(time.monotonic())
         return super().make_decision_for_non_running_worker_group()
 

@@ -55,7 +55,7 @@ class Recorder:
             self.outbox.put(event)
         if last_step is not None:
             self.measured[event["kind"]] = max(last_step, event["step"])
-        if event["kind"] == "start" or event.get("asked"):  # one that was begun before is not what was asked for
+        if event.get("asked"):  # one that was begun before is not what was asked for
             self.checkpoint_wanted = False
         return {"stop": self.stop, "checkpoint": self.checkpoint_wanted}
 
@@ -112,8 +112,13 @@ class Recorder:
         self.stop = True
 
     def request_checkpoint(self) -> None:
-        """Ask the workers for a checkpoint after the current step: the cluster has grown."""
+        """Ask the workers for a checkpoint after the current step, or the first if none is trained yet: the cluster has
+        grown."""
         self.checkpoint_wanted = True
+
+    def forget_checkpoint(self) -> None:
+        """The workers that were asked have ended; those that come next would wait for a growth that is past."""
+        self.checkpoint_wanted = False
 
     def flush(self, timeout_s: float) -> int:
         """Wait until the tracker has everything; returns how many events it still has not got."""

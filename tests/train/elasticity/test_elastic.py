@@ -77,11 +77,16 @@ class Driver:
     def __init__(self) -> None:
         self.asked, self.step = 0, 20
         self.request_checkpoint = SimpleNamespace(remote=self.ask)
+        self.forgotten = 0
+        self.forget_checkpoint = SimpleNamespace(remote=self.forget)
         self.told: list[str] = []
         self.warn = SimpleNamespace(remote=lambda name, message: self.told.append(message))
 
     def ask(self) -> None:
         self.asked += 1
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
 
 def policy(
@@ -256,6 +261,23 @@ def test_growth_asks_for_a_checkpoint_and_follows_it(cluster: Cluster) -> None:
     for cluster.now_s, driver.step in ((0, 20), (9, 30), (10, 40), (11, 40), (12, 47)):
         seen.append((size(running(elastic, 2)), driver.asked))
     assert seen == [(None, 0), (None, 0), (None, 1), (None, 1), (4, 1)]
+
+
+def test_a_checkpoint_that_was_asked_of_workers_that_are_lost_is_not_asked_of_the_next(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
+    elastic, driver = policy(8)
+    elastic.make_decision_for_non_running_worker_group()
+    assert driver.forgotten == 0
+    for cluster.now_s in (0, 10):
+        running(elastic, 2)
+    for _ in range(3):
+        elastic.make_decision_for_non_running_worker_group()
+    assert (driver.asked, driver.forgotten) == (1, 1)
+    monkeypatch.setattr(ElasticScalingPolicy, "after_controller_start", lambda _self, context: None)
+    elastic.after_controller_start(SimpleNamespace(run_id="of Ray's"))
+    assert driver.forgotten == 2, "the segment before may have ended with one asked for"
 
 
 def test_a_running_group_stays_while_the_coordinator_is_silent(

@@ -127,7 +127,16 @@ def test_a_checkpoint_that_is_asked_for_is_answered_until_one_is_saved(notes: No
     assert recorder.record(unasked)["checkpoint"] is True, "it was begun before, and training has gone on since"
     assert recorder.record({**unasked, "step": 3, "asked": True})["checkpoint"] is False
     recorder.request_checkpoint()
-    assert recorder.record({"kind": "start", "step": 3, "world_size": 1})["checkpoint"] is False
+    recorder.forget_checkpoint()
+    assert recorder.record(steps(4))["checkpoint"] is False
+
+
+def test_a_checkpoint_that_is_asked_for_before_the_workers_begin_is_saved_at_their_first_step(notes: Notes) -> None:
+    """A node that came while they imported torch: seen, a run that never grew."""
+    recorder = Recorder(notes)
+    recorder.request_checkpoint()
+    recorder.record({"kind": "start", "step": 3, "world_size": 1})
+    assert recorder.record(steps(4))["checkpoint"] is True
 
 
 def test_a_warning_without_a_step_gets_the_newest(notes: Notes) -> None:
