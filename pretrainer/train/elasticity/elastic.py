@@ -170,7 +170,10 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         verdict = self.gate.look(time.monotonic(), size, possible or None, room, asked_step)
         if verdict == "checkpoint":
             self.recorder.request_checkpoint.remote()
-        return self._get_resize_decision(possible) if verdict in ("grow", "shrink") else NoopDecision()
+        if verdict not in ("grow", "shrink"):
+            return NoopDecision()
+        self.recorder.forget_checkpoint.remote()  # rank 0 may end before it says that it has saved
+        return self._get_resize_decision(possible)
 
 
 class PolicyTorchTrainer(TorchTrainer):

@@ -257,10 +257,10 @@ def test_a_coordinator_that_does_not_answer_is_asked_again(cluster: Cluster, mon
 def test_growth_asks_for_a_checkpoint_and_follows_it(cluster: Cluster) -> None:
     cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
     elastic, driver = policy(8)
-    seen: list[tuple[int | None, int]] = []
+    seen: list[tuple[int | None, int, int]] = []
     for cluster.now_s, driver.step in ((0, 20), (9, 30), (10, 40), (11, 40), (12, 47)):
-        seen.append((size(running(elastic, 2)), driver.asked))
-    assert seen == [(None, 0), (None, 0), (None, 1), (None, 1), (4, 1)]
+        seen.append((size(running(elastic, 2)), driver.asked, driver.forgotten))
+    assert seen == [(None, 0, 0), (None, 0, 0), (None, 1, 0), (None, 1, 0), (4, 1, 1)]
 
 
 def test_a_checkpoint_that_was_asked_of_workers_that_are_lost_is_not_asked_of_the_next(
