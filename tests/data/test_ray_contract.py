@@ -258,7 +258,8 @@ def reserved(*policies):
     return names
 def scaling(workers): return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5})
 ray_s_own = reserved(FixedScalingPolicy(scaling(1)), FixedScalingPolicy(scaling(1)))
-elastic = UsefulSizes(scaling((1, 2)), "a run", [1, 2], 1.0, 0.5, None, None)
+from unittest.mock import Mock
+elastic = UsefulSizes(scaling((1, 2)), "a run", [1, 2], 1.0, 0.5, Mock(), None)
 print(json.dumps([ray_s_own, reserved(FixedSize(scaling(1), "a run"), FixedSize(scaling(1), "a run"), elastic)]))
 """)  # fmt: skip
     assert len(ray_s_own) == 2 and ours == ["train-a run"]
