@@ -77,9 +77,9 @@ WANT = """
 import time
 import ray
 from ray.autoscaler.sdk import request_resources
-from pretrainer.train.elasticity.resize import Asking
+from pretrainer.train.elasticity.resize import AutoscalerRequest
 ray.init(logging_level=40)
-asking, most, deadline_s = Asking([1, 2, 8], patience_s=10), 0, time.monotonic() + 200
+asking, most, deadline_s = AutoscalerRequest([1, 2, 8], patience_s=10), 0, time.monotonic() + 200
 while most < 2 and time.monotonic() < deadline_s:
     nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
     asked, most = asking.look(time.monotonic(), nodes), max(nodes, most)
@@ -90,7 +90,7 @@ while most < 2 and time.monotonic() < deadline_s:
 
 
 def test_a_request_that_no_cluster_can_hold_is_lowered_until_it_is_granted(tmp_path: Path) -> None:
-    """Ray's autoscaler starts nothing for eight workers where it may start two nodes (if it ever does, see Asking)."""
+    """Ray's autoscaler starts nothing for eight workers where it may start two nodes: why AutoscalerRequest is there."""
     start = local_start().LocalCluster.start
     cluster = start(tmp_path, max_nodes=2, dashboard_port=free_port(), RAY_AUTH_MODE="disabled")
     try:

@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, 
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from pretrainer import subcluster
-from pretrainer.train.elasticity.resize import Asking, GrowthGate, best_size
+from pretrainer.train.elasticity.resize import AutoscalerRequest, GrowthGate, best_size
 
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
 LOOK_TIMEOUT_S = 5.0
@@ -75,7 +75,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         self.reservation = reservation
         self.sizes = sizes
         self.gate = GrowthGate(stable_s)
-        self.asking, self.has_told = Asking(sizes), False
+        self.request, self.has_told = AutoscalerRequest(sizes), False
         self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
         self.data_nodes, self.autoscaling = data_nodes, autoscaling
         self.requested, self.living = 0, frozenset[str]()
@@ -108,10 +108,10 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
 
     def _what_is_granted(self) -> int:
         """The most, or less where that brings nothing; the first time the person who waits is told."""
-        before, asked = self.asking.asked, self.asking.look(time.monotonic(), self._held())
+        before, asked = self.request.asked, self.request.look(time.monotonic(), self._held())
         if asked < before == self.sizes[-1] and not self.has_told:
             self.has_told = True
-            self.recorder.warn.remote("nodes", NOTHING_CAME.format(most=before, less=asked, s=self.asking.patience_s))
+            self.recorder.warn.remote("nodes", NOTHING_CAME.format(most=before, less=asked, s=self.request.patience_s))
         return asked
 
     def _one_node_more(self, fits: int) -> int:

@@ -96,7 +96,7 @@ class GrowthGate:
 
 
 @dataclass
-class Asking:
+class AutoscalerRequest:
     """How many workers an autoscaler is asked for, one that grants a request whole or not at all, as Ray's does.
 
     The most, first. A request that brings nothing may be for more than the cluster may have, so the next one is half

@@ -117,7 +117,7 @@ class Recorder:
         self.checkpoint_wanted = True
 
     def forget_checkpoint(self) -> None:
-        """The workers that were asked have ended; those that come next would wait for a growth that is past."""
+        """The workers that were asked have ended, or end now; the next ones would wait for a growth that is past."""
         self.checkpoint_wanted = False
 
     def flush(self, timeout_s: float) -> int:

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
-from pretrainer.train.elasticity.resize import BACKOFF_LIMIT, Asking, GrowthGate, best_size, sizes_of, useful_sizes
+from pretrainer.train.elasticity.resize import (
+    BACKOFF_LIMIT,
+    AutoscalerRequest,
+    GrowthGate,
+    best_size,
+    sizes_of,
+    useful_sizes,
+)
 
 
 @given(st.integers(1, 200), st.integers(1, 200))
@@ -111,7 +118,7 @@ def test_what_an_autoscaler_may_have_comes_however_much_too_much_is_wanted(
 ) -> None:
     """It grants a request whole or not at all. (At every look the patience with the last request is over.)"""
     sizes = useful_sizes(blocks, smallest, largest)
-    asking, held = Asking(sizes, patience_s=10), 0
+    asking, held = AutoscalerRequest(sizes, patience_s=10), 0
     for now_s in range(0, 20 * 100 * 10, 20):
         asked = asking.look(now_s, held)
         assert asked in sizes and (asked > held or asked == sizes[-1])
@@ -120,7 +127,7 @@ def test_what_an_autoscaler_may_have_comes_however_much_too_much_is_wanted(
 
 
 def test_the_most_is_asked_for_while_nodes_come_and_half_way_down_when_none_does() -> None:
-    asking = Asking([1, 2, 3, 4, 8], patience_s=300)
+    asking = AutoscalerRequest([1, 2, 3, 4, 8], patience_s=300)
     seen = [(now_s, held, asking.look(now_s, held)) for now_s, held in (
         (0, 0), (299, 0), (300, 0), (599, 0), (600, 0), (610, 1), (620, 2), (900, 2), (919, 2), (920, 2),
     )]  # fmt: skip
@@ -128,10 +135,10 @@ def test_the_most_is_asked_for_while_nodes_come_and_half_way_down_when_none_does
 
 
 def test_patience_begins_anew_with_every_node_that_comes() -> None:
-    asking = Asking([1, 2, 4], patience_s=300)
+    asking = AutoscalerRequest([1, 2, 4], patience_s=300)
     assert [asking.look(now_s, held) for now_s, held in ((0, 0), (290, 1), (589, 1), (590, 1))] == [4, 4, 4, 2]
 
 
 def test_where_a_cloud_has_nothing_the_most_is_asked_for_again() -> None:
-    asking = Asking([1, 2], patience_s=1)
+    asking = AutoscalerRequest([1, 2], patience_s=1)
     assert [asking.look(now_s, 0) for now_s in range(5)] == [2, 1, 2, 1, 2]
