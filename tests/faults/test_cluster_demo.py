@@ -90,7 +90,7 @@ while most < 2 and time.monotonic() < deadline_s:
 
 
 def test_a_request_that_no_cluster_can_hold_is_lowered_until_it_is_granted(tmp_path: Path) -> None:
-    """Ray's autoscaler starts nothing for eight workers where it may start two nodes: why AutoscalerRequest is there."""
+    """Ray's autoscaler starts nothing for eight workers where it may start two: why AutoscalerRequest is there."""
     start = local_start().LocalCluster.start
     cluster = start(tmp_path, max_nodes=2, dashboard_port=free_port(), RAY_AUTH_MODE="disabled")
     try:
