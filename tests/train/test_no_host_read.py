@@ -22,6 +22,7 @@ from pretrainer.model import moe
 from pretrainer.model.transformer import Transformer
 from pretrainer.train.batch import to_tensor
 from pretrainer.train.exact import BlockSum, exact_train_step
+from pretrainer.train.optim import optimizer as optimizers
 from pretrainer.train.optim.optimizer import build_optimizer
 from pretrainer.train.optim.scaling import LossScale
 from pretrainer.train.readback import HostCopy, StepResult
@@ -50,6 +51,13 @@ def no_values(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def kind_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW is that of a device, wherever the parameters are."""
+    kind = optimizers.adamw_for({request.param})
+    monkeypatch.setattr(optimizers, "adamw_for", lambda devices: kind)
+
+
 def micro_batches() -> list[MicroBatch]:
     ids = torch.zeros((2, SEQ_LEN + 1), dtype=torch.int64)
     return [MicroBatch(ids[:, :-1], ids[:, 1:], ids[:, 1:], ids[:, 1:])] * 2
@@ -74,6 +82,7 @@ def test_a_read_would_be_found(no_values: None, read: Callable[[Tensor], Any]) -
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("train", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.usefixtures("kind_for")
 def test_a_step_reads_nothing(no_values: None, config: ModelConfig, train: TrainConfig) -> None:
     model = Transformer(config, VOCAB)
     optimizer = build_optimizer(model, train)
@@ -97,6 +106,7 @@ def test_an_exact_step_reads_nothing(no_values: None, config: ModelConfig) -> No
 
 @pytest.mark.parametrize("train", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.usefixtures("kind_for")
 def test_a_step_that_is_not_finite_changes_no_bit_of_any_optimizer(train: TrainConfig, poison: float) -> None:
     model = fill(Transformer(MODEL, VOCAB))
     optimizer = build_optimizer(model, train)
@@ -120,6 +130,7 @@ def bits(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[bytes
             for t in (*model.parameters(), *states)]  # fmt: skip
 
 
+@pytest.mark.usefixtures("kind_for")
 def test_an_optimizer_is_told_for_one_step_alone() -> None:
     model = fill(Transformer(MODEL, VOCAB))
     optimizer = build_optimizer(model, TRAIN)

@@ -2,7 +2,8 @@
 
 AdamW.step gathers its lists by device and type, counts each parameter's steps up and, where nothing may change, down
 again, and under FSDP2 sends every list through DTensor. In a model of four layers that takes two thirds of the step's
-time. Here the kernel gets this rank's elements as they are; it and its results are the same.
+time on a CPU, where nothing else runs meanwhile. Here the kernel gets this rank's elements as they are; it and its
+results are the same. On GPUs torch's own step remains, which has been measured there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pretrainer.train.optim.adamw import local
 
 
 class FusedAdamW(AdamW):
-    """For parameters of one device and type, whose state is complete from the start.
+    """For parameters on the CPU, of one type, whose state is complete from the start.
 
     As with torch's two float scalars may be set before a step: the gradient is divided by `grad_scale`, and where
     `found_inf` is 1 the step changes nothing.

@@ -75,7 +75,7 @@ class RuleOptimizer(Optimizer):
 def build_adamw(model: nn.Module, config: TrainConfig) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with decay groups.
 
-    float32 moments: torch's own, with fused kernels where every parameter's device has them (fused.py).
+    float32 moments: torch's own.
     """
     named = list(model.named_parameters())
     groups: list[dict[str, Any]] = [
@@ -85,10 +85,16 @@ def build_adamw(model: nn.Module, config: TrainConfig) -> Optimizer:
     settings: dict[str, Any] = dict(lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps)
     if config.optimizer_state == "bfloat16":
         return RuleOptimizer(groups, torch.bfloat16, rule="adamw", **settings)
-    fused = all(p.device.type in ("cpu", "cuda") for _, p in named)
-    optimizer = (FusedAdamW if fused else AdamW)(groups, fused=fused, **settings)
+    kind, fused = adamw_for({parameter.device.type for _, parameter in named})
+    optimizer = kind(groups, fused=fused, **settings)
     init_state(optimizer)
     return optimizer
+
+
+def adamw_for(devices: set[str]) -> tuple[type[AdamW], bool]:
+    """torch's AdamW, and whether every device has its fused kernels; on the CPU without what the host spends around
+    them (fused.py), which a GPU does not wait for."""
+    return (FusedAdamW if devices == {"cpu"} else AdamW), devices <= {"cpu", "cuda"}
 
 
 def build_muon(model: nn.Module, config: TrainConfig) -> Optimizer:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from pretrainer.train.optim import optimizer as optimizers
 from pretrainer.train.optim.fused import FusedAdamW
-from pretrainer.train.optim.optimizer import build_optimizer, init_state
+from pretrainer.train.optim.optimizer import adamw_for, build_optimizer, init_state
 from pretrainer.train.step import apply_gradient
 from tests.train.samples import TRAIN
 
@@ -62,16 +63,24 @@ def test_what_it_is_told_matters() -> None:
         assert float(changed[steps + 2]) == (3.0 if told["found_inf"] else 4.0)
 
 
+def test_only_the_cpu_has_it() -> None:
+    assert adamw_for({"cpu"}) == (FusedAdamW, True)
+    assert adamw_for({"cuda"}) == adamw_for({"cpu", "cuda"}) == (AdamW, True)
+    assert adamw_for({"mps"}) == (AdamW, False)
+
+
+@pytest.mark.parametrize("kind", [FusedAdamW, AdamW])
 @pytest.mark.parametrize("clip_norm", [0.05, 1e6])
-def test_its_kernel_clips_as_torch_does(clip_norm: float) -> None:
+def test_a_step_clips_as_torch_does(kind: type[AdamW], clip_norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of plain AdamW with the gradient clipped beforehand; within rounding, since it divides."""
     model, other = nn.Linear(9, 9), nn.Linear(9, 9)
     other.load_state_dict(model.state_dict())
     for layer in (model, other):
         layer(torch.linspace(-1, 1, 18).view(2, 9)).square().sum().backward()
     config = replace(TRAIN, weight_decay=0.0, eps=1.0)  # with a usual eps the first update hides the scale
+    monkeypatch.setattr(optimizers, "adamw_for", lambda devices: (kind, True))
     optimizer = build_optimizer(model, config)
-    assert isinstance(optimizer, FusedAdamW)
+    assert type(optimizer) is kind
     result = apply_gradient(model, optimizer, torch.ones((), dtype=torch.float64), 0.1, clip_norm)
     norm = nn.utils.clip_grad_norm_(other.parameters(), clip_norm)
     plain = AdamW(other.parameters(), lr=0.1, betas=(config.beta1, config.beta2), eps=1.0, weight_decay=0.0)
