@@ -42,8 +42,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 def autoscaling_config(gcs: str, max_nodes: int, node_cpus: int, idle_minutes: float) -> dict[str, Any]:
     """What `ray start --autoscaling-config` takes.
 
-    Ray ships the provider that simulates nodes, but not the example that its own AutoscalingCluster reads (2.56 to
-    2.60), and knows it by no name: hence `external`.
+    Ray ships a provider that simulates nodes, but not the example that its own AutoscalingCluster reads (2.56 to
+    2.60). Ours adds to it (simulated_nodes.py).
     """
     node = {"CPU": node_cpus, "object_store_memory": STORE_BYTES}
     on_a_machine = {f"{part}_commands": [] for part in (
@@ -60,7 +60,7 @@ def autoscaling_config(gcs: str, max_nodes: int, node_cpus: int, idle_minutes: f
         "upscaling_speed": 100.0,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "simulated_nodes.SimulatedNodes",
             "launch_multiple": True,
             "head_node_id": HEAD_ID,
             "gcs_address": gcs,
@@ -79,6 +79,7 @@ def head_environment() -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # jobs find `python` as it is here
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",

@@ -98,12 +98,22 @@ def test_a_request_that_no_cluster_can_hold_is_lowered_until_it_is_granted(tmp_p
         done = subprocess.run(
             [sys.executable, "-c", WANT], env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300
         )
+        watching = [process for process in psutil.process_iter() if "log_monitor.py" in words(process)
+                    and cluster.gcs in words(process)]  # fmt: skip
     finally:
         cluster.stop()
+    assert len(watching) == 1, "all nodes write into one folder"
     seen = [tuple(map(int, line.split())) for line in done.stdout.splitlines() if re.fullmatch(r"\d+ \d+", line)]
     asked = list(dict.fromkeys(asked for asked, _nodes in seen))
     assert asked[:2] == [8, 2] and seen[-1] == (8, 2), done.stdout + done.stderr
     assert all(nodes == 0 for _asked, nodes in seen[: [asked for asked, _nodes in seen].index(2)])
+
+
+def words(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def waited(until: Callable[[], Any], process: subprocess.Popen[bytes], patience_s: float = 300) -> Any:
