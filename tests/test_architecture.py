@@ -40,6 +40,7 @@ ONLY_IN = {
         "pretrainer.data.pipeline",
         "pretrainer.data.held_out",
         "pretrainer.data.tokenizer.freeze",
+        "pretrainer.data.draining",
         "pretrainer.data.lookahead",
         "pretrainer.data.pace",
         "pretrainer.data.reservation",

@@ -28,7 +28,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from ray.util.annotations import RayDeprecationWarning
 
 from pretrainer.config import DataConfig
-from pretrainer.data import lookahead, pace, reservation
+from pretrainer.data import draining, lookahead, pace, reservation
 from pretrainer.data.curriculum import SegmentOrder
 from pretrainer.data.meters import MeteredInOrderDedup
 from pretrainer.data.packing.packer import CloseChunks, PackWindows
@@ -74,6 +74,7 @@ def configure_context(look_ahead_chunks: int, look_ahead_blocks: int, labels: di
     lookahead.install(context, look_ahead_chunks, look_ahead_blocks)
     reservation.install(context)
     pace.install(context)
+    draining.install(context)
 
 
 def _quiet(context: DataContext) -> None:

@@ -5,6 +5,7 @@ One plain cluster in a process of its own; the scripts print what they saw.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
 )
 
+from pretrainer.data.draining import WorkOn
 from pretrainer.data.lookahead import LookAhead
 from pretrainer.data.pace import Rest
 from pretrainer.data.pipeline import STRETCHES, configure_context, cut_into_stretches, in_order, small_cpus
@@ -240,6 +242,57 @@ print(json.dumps([rounds_per_block(lambda context: None), rounds_per_block(pace.
     assert ours < 8 and ray_s_own > 2 * ours, "a block is read every 0.2 s"
 
 
+def test_an_in_order_stage_works_on_while_its_node_has_notice(head: Head) -> None:
+    """Ray gives actors there no task; where a pool has no other, the stream stands still until the node is gone."""
+    ray_s_own, ours = saw_alone(head, """
+from ray.data._internal.execution.operators import actor_pool_map_operator as pools
+from pretrainer.data import draining
+here = ray.get_runtime_context().get_node_id()
+pools.get_draining_nodes = lambda: {here: 0}
+class InOrder:
+    def __call__(self, table): return table
+def read(seen, patience_s):
+    ds = (ray.data.from_items([{"i": i} for i in range(4)], override_num_blocks=4)
+          .map_batches(InOrder, batch_size=1, batch_format="pyarrow", num_cpus=0.05, compute=ActorPoolStrategy(size=1)))
+    def work():
+        for table in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+            seen.extend(table.column("i").to_pylist())
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(patience_s)
+    return seen
+draining.install(context)
+ours = read([], 120)
+context.custom_execution_callback_classes.remove(draining.WorkOn)
+print(json.dumps([read([], 10), ours]), flush=True)
+os._exit(0)
+""")  # fmt: skip
+    assert ours == [0, 1, 2, 3] and ray_s_own == []
+
+
+def test_workers_of_a_driver_s_tasks_serve_ray_train_too(head: Head) -> None:
+    """Ray's pool goes by the text of the runtime environment: plain, its controller's differs from the job's."""
+    ray_s_own, ours = saw_alone(head, """
+from pipelines.driver import cli
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+class Controller:
+    def environment(self): return ray.get_runtime_context().get_runtime_env_string()
+def texts(environment):
+    ray.shutdown()
+    ray.init(runtime_env=environment, logging_level=40, log_to_driver=False)
+    controller = {"env_vars": {**get_env_vars_to_propagate(), "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
+    actors = [ray.remote(num_cpus=0, **options)(Controller).remote() for options in ({}, {"runtime_env": controller})]
+    return ray.get([actor.environment.remote() for actor in actors])
+plain = texts({"env_vars": {**cli.runtime_env()["env_vars"]}})
+cli.share_workers()
+print(json.dumps([plain, texts(cli.runtime_env())]))
+""")  # fmt: skip
+    assert ours[0] == ours[1] and ray_s_own[0] != ray_s_own[1] and [json.loads(text) for text in ray_s_own] == [
+        json.loads(text) for text in ours
+    ]  # fmt: skip
+
+
 def test_a_run_s_next_start_takes_over_the_reservation_of_a_killed_one(driver: Driver) -> None:
     """Ray's own policy leaves it beside the new one for 180 s. A killed start cancels nothing, as here."""
     ray_s_own, ours = driver.saw("""
@@ -274,11 +327,11 @@ def test_the_context_of_the_stream_differs_from_ray_s_defaults() -> None:
         assert DataContext.get_current().execution_options.preserve_order
         assert DataContext.get_current().target_max_block_size == 1
         enabled = DataContext.get_current().get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY)
-        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach, Rest]
+        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach, Rest, WorkOn]
         assert LookAhead in enabled and set(ENABLED_BACKPRESSURE_POLICIES) < set(enabled)
         assert DataContext.get_current().execution_options.label_selector is None
         configure_context(8, 64)
-        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach, Rest], "once"
+        assert DataContext.get_current().custom_execution_callback_classes == [OneTaskOfEach, Rest, WorkOn], "once"
         configure_context(4, 64, {"ray-subcluster": "data"})
         assert DataContext.get_current().execution_options.label_selector == {"ray-subcluster": "data"}
     finally:
