@@ -77,6 +77,11 @@ class Reporter:
         where = {"step": state.step, "segment": self.spec.segment, "world_size": self.world, "device": self.device_name}
         self._send({"kind": "start", **where, "time_s": time.time(), "import_s": import_s})
 
+    def may_begin(self) -> bool:
+        """Before the first step of this start: False where this group is ended now for a larger one."""
+        me = ray.get_runtime_context().get_actor_id()
+        return self.rank != 0 or bool(ray.get(self.spec.recorder.begin.remote(me)))
+
     def step(
         self, state: TrainState, result: StepResult, rate: float, targets: int, wait_s: float, monitor: Monitor
     ) -> None:

@@ -159,6 +159,8 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     while state.step < end and not stop and not over:
         step, began_s = state.step, time.perf_counter()
         mine, wait_s = blocks.take(step)
+        if not reporter.steps_here and not reporter.may_begin():
+            _wait_for_the_end(phases, step)
         phases.enter("agree", step)
         prepared = feed.prepare(partial(prepare, config, spec.mask_vocabulary, device, ring, step), mine)
         counts = [sum(p.targets for p in prepared), blocks.missing(step, mine)]
@@ -237,8 +239,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
             reporter.preempted(state, seconds_left(notice))
             raise PreemptedError(f"a node is taken away; step {state.step} is saved")
         if wanted and not last:
-            phases.enter("resize", state.step)
-            time.sleep(RESIZE_PATIENCE_S)  # Ray ends this worker group now; what it would train would be lost
+            _wait_for_the_end(phases, state.step)
     if audit.lines_waiting:
         _keep(state, loss_scale, detector, spec.segment)
         saving.save(state, now=True)
@@ -246,6 +247,12 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
     for saved in saving.check():
         reporter.checkpoint(state, saved)
     reporter.finish(state, _ending(state.step, total, end, stop, over), over)
+
+
+def _wait_for_the_end(phases: Phases, step: int) -> None:
+    """Ray ends this worker group now, for a larger one; what it would train would be lost."""
+    phases.enter("resize", step)
+    time.sleep(RESIZE_PATIENCE_S)
 
 
 def _ending(step: int, total: int, end: int, stop: bool, over: bool) -> str:

@@ -27,15 +27,22 @@ def recorder() -> Recorder:
     return Recorder(Notes())
 
 
-@pytest.fixture
-def reporter(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Reporter:
-    """Rank 0's, whose recorder is in this process."""
+def reporter_of(rank: int, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Reporter:
+    """Its recorder is in this process."""
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     gauge = SimpleNamespace(set_default_tags=lambda _tags: None, set=lambda _value: None)
     monkeypatch.setattr(module, "Gauge", lambda *_arguments, **_more: gauge)
-    actor = SimpleNamespace(record=SimpleNamespace(remote=recorder.record))
-    phases = Phases(0, 1, 1, "node", lambda _said: None, 1.0)
-    return Reporter(worker_spec(recorder=actor), 0, 1, torch.device("cpu"), phases)
+    actor = SimpleNamespace(
+        record=SimpleNamespace(remote=recorder.record), begin=SimpleNamespace(remote=recorder.begin)
+    )
+    phases = Phases(rank, 1, 1, "node", lambda _said: None, 1.0)
+    return Reporter(worker_spec(recorder=actor), rank, 1, torch.device("cpu"), phases)
+
+
+@pytest.fixture
+def reporter(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Reporter:
+    """Rank 0's."""
+    return reporter_of(0, recorder, monkeypatch)
 
 
 def saved(step: int, asked: bool = False) -> Saved:
@@ -111,3 +118,13 @@ def test_the_first_step_of_a_start_is_told_as_such(reporter: Reporter, recorder:
     for step in (1, reporter.spec.config.train.log_every_steps):
         reporter.step(TrainState(step=step), result_of(1.0, 1.0), 0.1, 8, 0.0, monitor)  # type: ignore[arg-type]
     assert [event["is_first"] for event in recorder.events] == [True, False]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_0_asks_whether_its_group_may_begin(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    one = reporter_of(rank, recorder, monkeypatch)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "me"))
+    assert recorder.hold(["me", "other"]) and one.may_begin() is (rank == 1)
+    assert recorder.hold(["me", "other"]) is (rank == 1), "rank 0 has been told, and trains if nobody ends it"

@@ -2,10 +2,11 @@
 
 A step has G slot blocks, so W workers need ceil(G / W) rounds: a size is *useful* when it needs fewer rounds than the
 next smaller one. A run starts and grows only to useful sizes. It grows when a larger size has been possible without a
-break for `stable_s`, and only right after a checkpoint that was asked for, so that no step is trained twice. When the
-growth did not last, the next one has to wait twice as long, so a flapping node cannot keep the run restarting.
-It shrinks when workers are lost or preempted, which is a failure or a preemption and no resize, and when a lost node
-leaves so few CPUs beside the trainers that their own data starves.
+break for `stable_s`, and only so that no step is trained twice: right after a checkpoint that was asked for, or at once
+where the workers have not begun their first step and are kept from it. When the growth did not last, the next one has
+to wait twice as long, so a flapping node cannot keep the run restarting. It shrinks when workers are lost or preempted,
+which is a failure or a preemption and no resize, and when a lost node leaves so few CPUs beside the trainers that their
+own data starves.
 
 An autoscaler adds nodes for what a run asks for, which is the most that it has use for, unless nothing comes of that.
 """
@@ -81,8 +82,10 @@ class GrowthGate:
         if self.asked_at_step is None:
             self.asked_at_step = asked_step
             return "checkpoint"
-        if asked_step <= self.asked_at_step:
-            return "stay"
+        return "stay" if asked_step <= self.asked_at_step else self.grow(now_s)
+
+    def grow(self, now_s: float) -> Verdict:
+        """Nothing would be lost: a checkpoint has been committed and the workers wait, or they have trained nothing."""
         self.since_s = self.asked_at_step = None
         self.grown_at_s = now_s
         return "grow"

@@ -1,13 +1,14 @@
 """The one place where a run's events end up: a plain class that pipelines run as an actor on the driver's node.
 
-It outlives worker groups, so a step that is replayed after a restart is counted and tracked once. No method but `start`
-and `finish` waits for the tracking server. Every event is stamped with this process's clock: `at_s`.
+It outlives worker groups, so a step that is replayed after a restart is counted and tracked once. No method but
+`prepare`, `start` and `finish` waits for the tracking server. Every event is stamped with this process's clock: `at_s`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from pretrainer.errors import TrackingError
@@ -34,11 +35,16 @@ class Recorder:
         self.handle: Any = None
         self.stop = False
         self.checkpoint_wanted = False
+        self.begun, self.held = "", set[str]()  # actor ids: rank 0 of the group that trains, and a group that may not
         self.sums = {"data_wait_s": 0.0, "elapsed_s": 0.0, "tokens": 0.0}
 
-    def start(self) -> str:
-        """Open the tracker's run; returns its id."""
-        run_id = self.tracker.start()
+    def prepare(self) -> None:
+        """What `start` would begin with, for a driver that has other things to do before it."""
+        self.tracker.prepare()
+
+    def start(self, tags: Mapping[str, str] | None = None) -> str:
+        """Open the tracker's run, with more tags; returns its id."""
+        run_id = self.tracker.start(tags)
         known = self.tracker.last_steps()
         self.logged_step = max(0, known["train"])
         self.measured = {kind: known[kind] for kind in self.measured}
@@ -119,6 +125,19 @@ class Recorder:
     def forget_checkpoint(self) -> None:
         """The workers that were asked have ended, or end now; the next ones would wait for a growth that is past."""
         self.checkpoint_wanted = False
+
+    def hold(self, workers: list[str]) -> bool:
+        """The group of these actors is ended for a larger one, unless it has begun its first step; whether it has not,
+        and now waits."""
+        if self.begun in workers:
+            return False
+        self.held = set(workers)
+        return True
+
+    def begin(self, worker: str) -> bool:
+        """Rank 0 of a group has its first batch: whether the group may train, or is about to be ended."""
+        self.begun = worker
+        return worker not in self.held
 
     def flush(self, timeout_s: float) -> int:
         """Wait until the tracker has everything; returns how many events it still has not got."""

@@ -79,11 +79,17 @@ class Driver:
         self.request_checkpoint = SimpleNamespace(remote=self.ask)
         self.forgotten = 0
         self.forget_checkpoint = SimpleNamespace(remote=self.forget)
+        self.begun, self.held = True, list[str]()  # whether the workers have trained a step; those that may not
+        self.hold = SimpleNamespace(remote=self.keep_from_beginning)
         self.told: list[str] = []
         self.warn = SimpleNamespace(remote=lambda name, message: self.told.append(message))
 
     def ask(self) -> None:
         self.asked += 1
+
+    def keep_from_beginning(self, workers: list[str]) -> bool:
+        self.held = [] if self.begun else workers
+        return not self.begun
 
     def forget(self) -> None:
         self.forgotten += 1
@@ -108,7 +114,9 @@ def size(decision: Any) -> int | None:
 
 
 def running(policy: UsefulSizes, workers: int) -> Any:
-    return policy.make_decision_for_running_worker_group(SimpleNamespace(num_workers=workers), None)
+    actors = [SimpleNamespace(actor=SimpleNamespace(_actor_id=bytes([rank]))) for rank in range(workers)]
+    group = SimpleNamespace(num_workers=workers, workers=actors)
+    return policy.make_decision_for_running_worker_group(group, None)
 
 
 @pytest.mark.parametrize(("cpus", "size_"), [(1, 1), (3, 3), (7, 4), (8, 8), (99, 8)])
@@ -263,6 +271,33 @@ def test_growth_asks_for_a_checkpoint_and_follows_it(cluster: Cluster) -> None:
     assert seen == [(None, 0, 0), (None, 0, 0), (None, 1, 0), (None, 1, 0), (4, 1, 1)]
 
 
+def test_workers_that_have_not_begun_are_not_waited_for(cluster: Cluster) -> None:
+    cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
+    elastic, driver = policy(8)
+    driver.begun, seen = False, list[int | None]()
+    for cluster.now_s in (0, 9, 10):
+        seen.append(size(running(elastic, 2)))
+    assert (seen, driver.asked, driver.held) == ([None, None, 4], 0, ["00", "01"])
+    elastic.make_decision_for_non_running_worker_group()
+    assert elastic.gate.wait_s == 2 * STABLE_S, "it counts as a growth"
+
+
+def test_a_recorder_that_does_not_answer_is_asked_for_a_checkpoint(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
+    elastic, driver = policy(8)
+    driver.begun = False
+    running(elastic, 2)
+    cluster.now_s = STABLE_S
+
+    def late(answer: Any, timeout: float) -> None:
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", late)
+    assert size(running(elastic, 2)) is None and driver.asked == 1
+
+
 def test_a_checkpoint_that_was_asked_of_workers_that_are_lost_is_not_asked_of_the_next(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +343,7 @@ def test_a_growth_that_did_not_last_makes_the_next_one_wait_longer(cluster: Clus
 
 def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
     ours = {name for name, value in vars(UsefulSizes).items() if inspect.isfunction(value)} - {"__init__"}
-    overridden = ours - {"_beside_data", "_one_node_more", "_what_is_granted", "_held", "_whole_workers"}
+    overridden = ours - {"_beside_data", "_one_node_more", "_what_is_granted", "_held", "_whole_workers", "_is_held"}
     assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
         n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
     }

@@ -29,7 +29,7 @@ class Notes(Tracker):
         self.logged: list[Mapping[str, Any]] = []
         self.closed: list[tuple[str, Mapping[str, str]]] = []
 
-    def start(self) -> str:
+    def start(self, tags: Mapping[str, str] | None = None) -> str:
         return "run-1"
 
     def last_steps(self) -> dict[str, int]:
@@ -129,6 +129,14 @@ def test_a_checkpoint_that_is_asked_for_is_answered_until_one_is_saved(notes: No
     recorder.request_checkpoint()
     recorder.forget_checkpoint()
     assert recorder.record(steps(4))["checkpoint"] is False
+
+
+def test_a_group_is_held_before_its_first_step_or_not_at_all() -> None:
+    recorder = Recorder(Notes())
+    assert recorder.begin("a0") and not recorder.hold(["a0", "a1"]), "it trains already"
+    assert recorder.hold(["b0", "b1"]) and not recorder.begin("b0")
+    assert not recorder.hold(["b0", "b1"]), "nobody has ended it, so it trains now"
+    assert recorder.begin("c0"), "another group"
 
 
 def test_a_checkpoint_that_is_asked_for_before_the_workers_begin_is_saved_at_their_first_step(notes: Notes) -> None:
