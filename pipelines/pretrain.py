@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pipelines.driver.cli import Cluster, cluster, config_parser, run_main, settled
 from pipelines.driver.continuation import changes_from, read_resolved
 from pipelines.driver.parent import Parent
-from pipelines.driver.preflight import check, local_cluster, plan_lines
 from pipelines.driver.progress import Console
+from pipelines.driver.recording import Recording, import_torch_behind
 from pipelines.driver.start import already_complete, open_data
 from pretrainer.config import Config
 from pretrainer.data.readers.source import Manifest
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     config, parent = read_resolved(options)
     run = resolve_run(config.run.name, config.run.storage)
+    import_torch_behind()
     if options.dry_run:
         return dry_run(config, run, parent)
     with cluster(config) as there:
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def dry_run(config: Config, run: Store, parent: Parent | None = None) -> int:
     """Every check and the plan; asks no cluster for anything but what it has."""
+    from pipelines.driver.preflight import check, local_cluster, plan_lines
+
     with local_cluster(config) as there:
         config = settled(config, there)
         manifest = check(config, run, there)
@@ -62,6 +65,8 @@ def dry_run(config: Config, run: Store, parent: Parent | None = None) -> int:
 
 def pretrain(config: Config, run: Store, there: Cluster, started_s: float) -> int:
     """One start of a run, from its config to its summary."""
+    from pipelines.driver.preflight import check
+
     console = Console(started_s, config)
     manifest = check(config, run, there)
     done = already_complete(run, config)
@@ -76,13 +81,15 @@ def drive(
     config: Config, run: Store, there: Cluster, started_s: float, console: Console, manifest: Manifest, lease: Lease
 ) -> int:
     """The run's only driver, until the lease is lost."""
+    from pipelines.driver.preflight import plan_lines
+
     console.plan(run, there, plan_lines(config, manifest, there, config.vocab_size))
+    recording = Recording.begin(config, run, lease)
     data = open_data(config, run, console)
-    # With torch behind them, and only behind the checks: a mistake is told in two seconds instead of five.
     from pipelines.driver.results import finish
     from pipelines.driver.session import Session, train
 
-    session = Session.open(config, run, data, there, started_s, lease)
+    session = Session.open(config, run, data, there, started_s, lease, recording)
     outcome = train(session, console)
     return finish(session, outcome, console)
 

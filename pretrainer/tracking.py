@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ def _answered(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {redact(uri)} did not take it: {redact(str(error).splitlines()[0])}") from error
 
 
+def _quiet() -> None:
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+
 class Tracker:
     """One MLflow run. Connects in `start`, so that it can travel to the actor that owns it."""
 
@@ -60,12 +65,23 @@ class Tracker:
         self.run_name, self.run_id, self.params, self.tags = run_name, run_id, dict(params), dict(tags)
         self._client: Any = None
 
-    def start(self) -> str:
-        """Open the run (or the one of `run_id` again); returns its id. Raises UserError where it cannot be opened."""
+    def prepare(self) -> None:
+        """Import MLflow and, in a file, make its tables: seconds that `start` does not take then. Raises nothing that
+        `start` would not say."""
         from mlflow import MlflowClient
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        _quiet()
+        if not self.uri.startswith("http"):  # a server has its tables, or lets us wait twice
+            with suppress(TrackingError), _answered(self.uri):
+                MlflowClient(self.uri).get_experiment_by_name(self.experiment)
+
+    def start(self, tags: Mapping[str, str] | None = None) -> str:
+        """Open the run (or the one of `run_id` again), with more tags; returns its id. Raises UserError where it cannot
+        be opened."""
+        from mlflow import MlflowClient
+
+        _quiet()
+        self.tags |= tags or {}
         try:
             with _answered(self.uri):
                 self._client = MlflowClient(self.uri)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -63,3 +65,19 @@ def test_noise_of_ray_is_left_out_and_nothing_else(monkeypatch: pytest.MonkeyPat
     assert [data["lines"] for data in shown[:-1]] == [["mine", "", "yours"]] and shown[-1]["pid"] == "raylet"
     (died,) = shown[-1]["lines"]
     assert died.split("\n") == [DIED.split("\n")[0], "    (raylet) mmap failed: out of memory", ""]
+
+
+def test_a_start_has_its_config_before_it_has_torch() -> None:
+    """A mistake in it is told at once, and torch is imported while Ray begins."""
+    code = "import sys, pipelines.pretrain; print({'torch', 'mlflow', 'ray.data', 'ray.train'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_torch_is_imported_behind() -> None:
+    code = (
+        "import sys, pipelines.driver.recording as r; t = r.import_torch_behind(); t.join(); "
+        "print(set(r.TORCH) <= set(sys.modules), t.daemon)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True False"

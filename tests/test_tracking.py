@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pretrainer.errors import UserError
 from pretrainer.tracking import EVENT_METRICS, Tracker, default_uri
 from pretrainer.train.telemetry.recorder import Recorder
 
@@ -82,6 +83,20 @@ def test_run_has_name_tags_and_every_parameter(place: tuple[str, str], client: M
     assert len(run.data.params) == 232
     assert run.data.params["section.field_229"] == "229" and run.data.params["run.storage"] == "None"
     assert run.data.params["data.sources"] == "x" * 500
+
+
+def test_preparing_opens_no_run_and_raises_nothing(
+    place: tuple[str, str], client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    one = tracker(place, experiment)
+    one.prepare()
+    assert client.get_experiment_by_name(experiment) is None
+    assert client.get_run(one.start({"fingerprint": "f1"})).data.tags["fingerprint"] == "f1"
+    (tmp_path / "file").touch()
+    nowhere = Tracker(f"sqlite:///{tmp_path}/file/mlflow.db", experiment, None, "tiny", None, {}, {})
+    nowhere.prepare()
+    with pytest.raises(UserError, match=r"Check tracking\.uri"):
+        nowhere.start()
 
 
 def test_starting_twice_opens_one_run(place: tuple[str, str], client: MlflowClient, experiment: str) -> None:

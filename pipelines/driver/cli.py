@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import worker as ray_worker
+from ray.runtime_env import RuntimeEnv
 
 from pretrainer import subcluster
 from pretrainer.config import Config
@@ -121,6 +123,7 @@ def cluster(config: Config) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # its 60 are most of a recovery
     address = running_cluster(config)
     quiet_noise()
+    share_workers()
     joined = _start(config) if address is None else _join(config, address)
     try:
         yield joined
@@ -159,21 +162,43 @@ def _answers(address: str) -> bool:
         return False
 
 
-RUNTIME_ENV = {
-    "env_vars": {
-        "PYTHONHASHSEED": "0",
-        # Ray keeps the share of CPUs of a stream whose node or driver died for 180 s, and gives the next one the rest.
-        "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "20",
-        "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "5",
-    }
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    # Ray keeps the share of CPUs of a stream whose node or driver died for 180 s, and gives the next one the rest.
+    "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "20",
+    "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "5",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own, for its controller and all below it
 }
+
+
+def runtime_env() -> RuntimeEnv:
+    """Of the driver's job: what Ray Train would add for its controller is there from the beginning (share_workers)."""
+    theirs = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
+    return RuntimeEnv(env_vars={**ENVIRONMENT, **theirs})
+
+
+def share_workers() -> None:
+    """Let processes that have worked for the driver work for trainers and data too, as their imports took seconds.
+
+    Ray's pool of idle workers tells them apart by the text of their runtime environment, which is written with spaces
+    for a job and without for an actor that has variables of its own, as Ray Train's controller, and all below it.
+    """
+    if getattr(RuntimeEnv.serialize, "is_compact", False):
+        return
+    with_spaces = RuntimeEnv.serialize
+
+    def compact(self: RuntimeEnv) -> str:
+        return json.dumps(json.loads(with_spaces(self)), sort_keys=True, separators=(",", ":"))
+
+    compact.is_compact = True  # type: ignore[attr-defined]
+    RuntimeEnv.serialize = compact  # type: ignore[method-assign]
 
 
 def _join(config: Config, address: str) -> Cluster:
     try:
         context = ray.init(
             address=address,
-            runtime_env=RUNTIME_ENV,
+            runtime_env=runtime_env(),
             logging_level=logging.ERROR,
             log_to_driver=config.cluster.worker_logs,
         )
@@ -202,7 +227,7 @@ def _start(config: Config) -> Cluster:
     context = ray.init(
         address="local",
         object_store_memory=config.cluster.object_store_bytes,
-        runtime_env=RUNTIME_ENV,
+        runtime_env=runtime_env(),
         logging_level=logging.ERROR,
         include_dashboard=True,
         log_to_driver=config.cluster.worker_logs,

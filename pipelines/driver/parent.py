@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,14 +22,14 @@ from pretrainer.data.prologue import data_folder
 from pretrainer.data.tokenizer.extend import pieces_before
 from pretrainer.data.tokenizer.tokenizer import Tokenizer
 from pretrainer.errors import ConfigError, UserError
-from pretrainer.model.hf import read_hf_config
 from pretrainer.model.presets import resolve
 from pretrainer.schema import from_ipc
 from pretrainer.storage import Store, resolve_run
 from pretrainer.train.checkpoints.committed import committed_checkpoint, committed_checkpoints
 from pretrainer.train.checkpoints.copies import BEST, Place, find_copies
-from pretrainer.train.initialise import recorded_digest
-from pretrainer.train.spec import Origin
+
+if TYPE_CHECKING:  # with torch behind it, which a plan without a parent does not wait for
+    from pretrainer.train.spec import Origin
 
 RECORD = "init/parent.json"
 HELD_OUT = "init/held_out"
@@ -55,13 +55,19 @@ class Parent:
         return parse_config(self.content, where=f"{self.uri}/config.yaml") if self.is_run else None
 
     @cached_property
+    def _hugging_face(self) -> tuple[ModelConfig, int]:
+        from pretrainer.model.hf import read_hf_config
+
+        return read_hf_config(json.loads(self.content), self.uri)
+
+    @cached_property
     def model(self) -> ModelConfig:
-        return resolve(self.config.model) if self.config else read_hf_config(json.loads(self.content), self.uri)[0]
+        return resolve(self.config.model) if self.config else self._hugging_face[0]
 
     @property
     def rows(self) -> int:
         """Of its embedding."""
-        return self.model.rows(self.known) if self.is_run else read_hf_config(json.loads(self.content), self.uri)[1]
+        return self.model.rows(self.known) if self.is_run else self._hugging_face[1]
 
     @property
     def context(self) -> int | None:
@@ -214,6 +220,9 @@ def _copy_held_out(parent: Parent, config: Config, run: Store) -> None:
 
 def origin(config: Config, run: Store) -> Origin | None:
     """What the workers are told of the parent."""
+    from pretrainer.train.initialise import recorded_digest
+    from pretrainer.train.spec import Origin
+
     parent = recorded_parent(run)
     if parent is None:
         return None

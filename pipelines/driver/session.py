@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.driver.cli import Cluster
 from pipelines.driver.evaluating import evaluates_beside, evaluation_gpus
-from pipelines.driver.machine import driver_event, git_commit
+from pipelines.driver.machine import driver_event
 from pipelines.driver.parent import origin
 from pipelines.driver.preflight import uses_gpu
 from pipelines.driver.progress import Console
+from pipelines.driver.recording import Recording
 from pipelines.driver.suite import Suite, freeze_suite, validation_config
-from pipelines.driver.supervise import Supervisor, read_json
+from pipelines.driver.supervise import Supervisor
 from pipelines.driver.waiting import Waiting
 from pretrainer.config import Config
 from pretrainer.data.curriculum import Segment
@@ -32,16 +31,13 @@ from pretrainer.data.plan import load_tokenizer
 from pretrainer.data.prologue import Frozen
 from pretrainer.data.tokenizer.words import mask_vocabulary_of
 from pretrainer.errors import DamagedError
-from pretrainer.journal import Journal
 from pretrainer.lease import Lease
 from pretrainer.schema import from_ipc
 from pretrainer.storage import Store
-from pretrainer.tracking import Tracker, default_uri
 from pretrainer.train.checkpoints.committed import committed_checkpoint, drop_damaged, rewind
 from pretrainer.train.controller import make_trainer
 from pretrainer.train.spec import WorkerSpec
 from pretrainer.train.stability.healing import pending_restart
-from pretrainer.train.telemetry.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -75,33 +71,14 @@ class Session:
     @classmethod
     def open(
         cls, config: Config, run: Store, data: Frozen, cluster: Cluster, started_s: float, lease: Lease,
-        tags: Mapping[str, str] | None = None,
+        recording: Recording,
     ) -> Session:  # fmt: skip
-        """tags: more of them, for MLflow."""
         suite = freeze_suite(config, run, evaluates_beside(config, cluster, uses_gpu(config, cluster)))
-        uri, artifacts = (
-            (config.tracking.uri, None) if config.tracking.uri else default_uri(config.run.storage, run.is_local)
-        )
-        known = read_json(run, "mlflow.json") or {}
-        tracker = Tracker(
-            uri,
-            config.tracking.experiment,
-            artifacts,
-            config.run.name,
-            known.get("run_id"),
-            flat_config(asdict(config)),
-            {"git_commit": git_commit(), "fingerprint": data.fingerprint, "run_folder": run.uri, **(tags or {})},
-        )
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(Recorder)
-        journal = Journal(run.uri, lease.claim.number)
-        recorder = actor.options(num_cpus=0, scheduling_strategy=here).remote(tracker, journal)
-        run_id: Any = ray.get(recorder.start.remote())
-        run.write("mlflow.json", json.dumps({"uri": uri, "run_id": run_id}).encode())
+        run_id, recorder = recording.start(run, data.fingerprint), recording.actor
         recorder.record.remote(driver_event(cluster, lease.claim.number, started_s))
         waiting = Waiting(config, uses_gpu(config, cluster), data_cpus(config.data), time.time())
         supervisor = Supervisor(config, run, recorder, data, lease, started_s, waiting)
-        return cls(config, run, data, cluster, started_s, recorder, uri, run_id, lease, supervisor, suite)
+        return cls(config, run, data, cluster, started_s, recorder, recording.uri, run_id, lease, supervisor, suite)
 
 
 @dataclass
@@ -315,11 +292,3 @@ def sample_prompt(data: Frozen) -> tuple[int, ...]:
     documents = from_ipc(Store(plan.data_uri).read(f"held_out/{plan.source.name}.documents.arrow"))
     ids = load_tokenizer(plan.data_uri).encode(documents.column("text")[0].as_py()[:2000])
     return (plan.specials.bos, *(int(i) for i in ids[:PROMPT_TOKENS]))
-
-
-def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """section.field -> value, for MLflow's parameters."""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out.update(flat_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return out

@@ -19,6 +19,7 @@ from pipelines.driver.culprits import Culprits
 from pipelines.driver.forgetting import Forgetting
 from pipelines.driver.gauges import Gauges
 from pipelines.driver.lead import Lead
+from pipelines.driver.records import read_json
 from pipelines.driver.starts import STARTS, Starts
 from pipelines.driver.waiting import Waiting
 from pretrainer.config import Config
@@ -161,11 +162,3 @@ def _kill_worker(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return True
-
-
-def read_json(run: Store, name: str) -> Any:
-    """The content of an object of the run folder; None if there is none."""
-    try:
-        return json.loads(run.read(name))
-    except FileNotFoundError:
-        return None

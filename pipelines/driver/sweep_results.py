@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipelines.driver.supervise import read_json
+from pipelines.driver.records import read_json
 from pretrainer.config import Config
 from pretrainer.config_load import to_delta_yaml
 from pretrainer.data.prologue import Frozen

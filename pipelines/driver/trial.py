@@ -19,6 +19,7 @@ from ray import tune
 from pipelines.driver.cli import Cluster
 from pipelines.driver.preflight import check, plan_lines
 from pipelines.driver.progress import Console
+from pipelines.driver.recording import Recording
 from pipelines.driver.start import already_complete, open_data
 from pretrainer.config import Config
 from pretrainer.errors import LeaseError, PretrainerError
@@ -96,13 +97,14 @@ def _run(records: Records, name: str, task: TrialTask, started_s: float) -> tupl
     lease.start()
     try:
         console.plan(run, task.there, plan_lines(config, manifest, task.there, config.vocab_size))
+        tags = {PARENT_TAG: task.mlflow_run_id, "sweep": task.sweep_uri, "trial": str(trial.number)}
+        recording = Recording.begin(config, run, lease, tags)
         data = open_data(config, run, console)
         # With torch behind them, and only behind the checks: a mistake is told in two seconds instead of five.
         from pipelines.driver.results import finish
         from pipelines.driver.session import Session, train
 
-        tags = {PARENT_TAG: task.mlflow_run_id, "sweep": task.sweep_uri, "trial": str(trial.number)}
-        session = Session.open(config, run, data, task.there, started_s, lease, tags)
+        session = Session.open(config, run, data, task.there, started_s, lease, recording)
         console.recorder = session.recorder
         outcome = train(session, console)
         finish(session, outcome, console, exports=False)
@@ -130,7 +132,7 @@ def _lease(run: Store, config: Config) -> Lease:
 
 def _close_tracking(task: TrialTask, name: str, run: Store) -> None:
     """The MLflow run of a trial whose driver was killed after its verdict."""
-    from pipelines.driver.supervise import read_json
+    from pipelines.driver.records import read_json
 
     known = read_json(run, "mlflow.json")
     if known is not None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pretrainer.config import Config
 from pretrainer.config.evaluation import Cadence
 from pretrainer.lease import Fence
-from pretrainer.model.transformer import Transformer
 from pretrainer.schema import MaskVocabulary, SlotOrder
+
+if TYPE_CHECKING:  # drivers have a spec before they have torch
+    import torch
+
+    from pretrainer.model.transformer import Transformer
 
 Tasks = dict[str, Any]
 

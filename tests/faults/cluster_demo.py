@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from tests.e2e.head import BIN, REPOSITORY, free_port, tiny_config, two_sources
+from tests.e2e.head import BIN, REPOSITORY, corpus, free_port, tiny_config
 from tests.faults.chaos import Run, client_env, raylets
 
 NOTICE_S = 40
@@ -47,8 +47,9 @@ def local_start() -> Any:
 def write_config(folder: Path, steps: int) -> Path:
     train = {"steps": steps, "checkpoint_every_steps": 20, "validate_every_steps": steps, "sample_every_steps": steps}
     train |= {"log_every_steps": 5, "resize_stable_s": 2, "cpus_per_worker": 0.6}  # a node has room for one and data
-    sources = [{**source, "max_epochs": 12} for source in two_sources(folder / "corpus")]
-    return tiny_config(folder, sources, train=train, data={"read_cpus": 0.05, "look_ahead_chunks": 2})
+    shards = [str(shard) for shard in sorted(corpus(folder / "corpus").iterdir())]
+    source = {"name": "corpus", "uris": shards, "preset": "code", "id_column": "id"}
+    return tiny_config(folder, [source], train=train, data={"read_cpus": 0.05, "look_ahead_chunks": 2})
 
 
 @dataclass
