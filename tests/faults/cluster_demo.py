@@ -46,7 +46,7 @@ def local_start() -> Any:
 
 def write_config(folder: Path, steps: int) -> Path:
     train = {"steps": steps, "checkpoint_every_steps": 20, "validate_every_steps": steps, "sample_every_steps": steps}
-    train |= {"log_every_steps": 5, "resize_stable_s": 2, "cpus_per_worker": 0.6}  # a node has room for one and data
+    train |= {"log_every_steps": 5, "resize_stable_s": 6, "cpus_per_worker": 0.6}  # a node has room for one and data
     shards = [str(shard) for shard in sorted(corpus(folder / "corpus").iterdir())]
     source = {"name": "corpus", "uris": shards, "preset": "code", "id_column": "id"}
     return tiny_config(folder, [source], train=train, data={"read_cpus": 0.05, "look_ahead_chunks": 2})
