@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import ray
 from ray._private import worker
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.runtime_env.runtime_env import _merge_runtime_env
 
 from pipelines.driver import cli
 from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
@@ -65,6 +68,17 @@ def test_noise_of_ray_is_left_out_and_nothing_else(monkeypatch: pytest.MonkeyPat
     assert [data["lines"] for data in shown[:-1]] == [["mine", "", "yours"]] and shown[-1]["pid"] == "raylet"
     (died,) = shown[-1]["lines"]
     assert died.split("\n") == [DIED.split("\n")[0], "    (raylet) mmap failed: out of memory", ""]
+
+
+def test_variables_that_a_job_was_given_are_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses the driver of such a job, even where both say the same."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "7")
+    names = set(cli.runtime_env()["env_vars"])
+    assert names >= {*cli.ENVIRONMENT, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"}
+    given = {"env_vars": {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7", "PYTHONHASHSEED": "0", "MINE": "1"}}
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps({"runtime_env": given}))
+    assert set(cli.runtime_env()["env_vars"]) == names - given["env_vars"].keys()
+    assert _merge_runtime_env(given, cli.runtime_env())["env_vars"].keys() == names | {"MINE"}
 
 
 def test_a_start_has_its_config_before_it_has_torch() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import worker as ray_worker
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.runtime_env import RuntimeEnv
 
 from pretrainer import subcluster
@@ -172,9 +173,13 @@ ENVIRONMENT = {
 
 
 def runtime_env() -> RuntimeEnv:
-    """Of the driver's job: what Ray Train would add for its controller is there from the beginning (share_workers)."""
+    """Of the driver's job: what Ray Train would add for its controller is there from the beginning (share_workers).
+
+    Without the variables that `ray job submit --runtime-env-json` gave: Ray refuses to be told twice.
+    """
+    given = (json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("runtime_env") or {}).get("env_vars", {})
     theirs = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
-    return RuntimeEnv(env_vars={**ENVIRONMENT, **theirs})
+    return RuntimeEnv(env_vars={name: value for name, value in (ENVIRONMENT | theirs).items() if name not in given})
 
 
 def share_workers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,8 @@ def test_growth_notice_and_loss_train_the_same_batches(raylets: Cluster, config:
     run.wait_for("step     20/")
     raylets.add_node(**NODE)
     grown = run.wait_for("4 workers begin at step")
+    trained = [int(step) for step in re.findall(r"step +(\d+)/", "".join(run.lines))]
+    assert int(grown.rsplit(" ", 1)[1]) >= max(trained), "growth lost work"
     drained = node_with_trainers(raylets)
     run.wait_for("step ")
     drain(raylets, drained, 40)
