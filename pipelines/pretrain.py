@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from pipelines.driver.cli import Cluster, cluster, config_parser, run_main, settled
 from pipelines.driver.continuation import changes_from, read_resolved
+from pipelines.driver.imports import import_torch_behind
 from pipelines.driver.parent import Parent
 from pipelines.driver.progress import Console
-from pipelines.driver.recording import Recording, import_torch_behind
+from pipelines.driver.recording import Recording
 from pipelines.driver.start import already_complete, open_data
 from pretrainer.config import Config
 from pretrainer.data.readers.source import Manifest

@@ -90,7 +90,7 @@ def test_a_start_has_its_config_before_it_has_torch() -> None:
 
 def test_torch_is_imported_behind() -> None:
     code = (
-        "import sys, pipelines.driver.recording as r; t = r.import_torch_behind(); t.join(); "
+        "import sys, pipelines.driver.imports as r; t = r.import_torch_behind(); t.join(); "
         "print(set(r.TORCH) <= set(sys.modules), t.daemon)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

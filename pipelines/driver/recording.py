@@ -1,14 +1,8 @@
-"""What a run needs once its data is frozen, begun before: the recorder's process with MLflow, and torch.
-
-One after the other, these imports and MLflow's first database would be a fifth of what passes before the first step on
-two cores.
-"""
+"""The recorder's process, begun before the data is frozen: its imports and MLflow's first database take seconds."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -59,25 +53,6 @@ class Recording:
         run_id: str = ray.get(self.actor.start.remote({"fingerprint": fingerprint}))
         run.write("mlflow.json", json.dumps({"uri": self.uri, "run_id": run_id}).encode())
         return run_id
-
-
-TORCH = ("torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint")
-
-
-def import_torch_behind() -> threading.Thread:
-    """Import torch in a thread, while Ray begins; whoever needs it imports it as ever, and waits.
-
-    Nothing else: torch imports nothing that the driver imports meanwhile, so neither can find the other half done.
-    """
-
-    def work() -> None:
-        for module in TORCH:
-            importlib.import_module(module)
-
-    # No daemon: one that is ended in the middle of torch's beginning takes the process with it.
-    thread = threading.Thread(target=work, name="imports")
-    thread.start()
-    return thread
 
 
 def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

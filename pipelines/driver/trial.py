@@ -20,6 +20,7 @@ from pipelines.driver.cli import Cluster
 from pipelines.driver.preflight import check, plan_lines
 from pipelines.driver.progress import Console
 from pipelines.driver.recording import Recording
+from pipelines.driver.records import read_json
 from pipelines.driver.start import already_complete, open_data
 from pretrainer.config import Config
 from pretrainer.errors import LeaseError, PretrainerError
@@ -132,8 +133,6 @@ def _lease(run: Store, config: Config) -> Lease:
 
 def _close_tracking(task: TrialTask, name: str, run: Store) -> None:
     """The MLflow run of a trial whose driver was killed after its verdict."""
-    from pipelines.driver.records import read_json
-
     known = read_json(run, "mlflow.json")
     if known is not None:
         tracker = Tracker(known["uri"], task.base.tracking.experiment, None, name, known["run_id"], {}, {})

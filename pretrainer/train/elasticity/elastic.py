@@ -168,7 +168,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         asked_step = self.asked_step() if possible > size else -1
         room = size if self.scaling_config.use_gpu else self._beside_data()
         verdict = self.gate.look(time.monotonic(), size, possible or None, room, asked_step)
-        if verdict == "checkpoint" and self._is_held(worker_group_state.workers):
+        if verdict == "checkpoint" and self._hold(worker_group_state.workers):
             verdict = self.gate.grow(time.monotonic())
         elif verdict == "checkpoint":
             self.recorder.request_checkpoint.remote()
@@ -177,9 +177,9 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         self.recorder.forget_checkpoint.remote()  # rank 0 may end before it says that it has saved
         return self._get_resize_decision(possible)
 
-    def _is_held(self, workers: list[Any]) -> bool:
-        """Whether the group has not begun its first step, and does not while it is ended. A start takes minutes, most
-        of it the first batch; it is not waited for where a larger group will wait for it again."""
+    def _hold(self, workers: list[Any]) -> bool:
+        """Keep the group from its first step; whether it had not begun it. A start takes minutes, most of it the first
+        batch, which is not waited for where a larger group will wait for it again."""
         names = [worker.actor._actor_id.hex() for worker in workers]
         try:
             return bool(ray.get(self.recorder.hold.remote(names), timeout=LOOK_TIMEOUT_S))
