@@ -93,4 +93,13 @@ def find_cause(error: BaseException) -> PretrainerError | None:
         if isinstance(seen, PretrainerError) and not isinstance(inner, BaseException):
             return seen
         seen = inner or seen.__cause__ or seen.__context__
+    return _told(str(error))
+
+
+def _told(text: str) -> PretrainerError | None:
+    """The last error of ours in a traceback. Ray Data wraps what a stage raises, and its wrapper arrives as text."""
+    for name, message in reversed(re.findall(r"^pretrainer\.errors\.(\w+): (.+)$", text, re.MULTILINE)):
+        kind = globals().get(name)
+        if isinstance(kind, type) and issubclass(kind, PretrainerError):
+            return kind(message)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import RayTaskError
 
-from pretrainer.errors import PretrainerError, UserError, find_cause
+from pretrainer.errors import BadDataError, PretrainerError, UserError, find_cause
 
 
 def in_a_task(error: Exception) -> Exception:
@@ -32,3 +32,11 @@ def test_wrappers_of_every_kind_are_looked_through() -> None:
 @pytest.mark.parametrize("error", [ValueError("theirs"), in_a_task(ValueError("theirs"))])
 def test_other_errors_are_not_ours(error: Exception) -> None:
     assert find_cause(error) is None
+
+
+def test_an_error_of_ours_is_found_in_the_text_of_ray_data_s_wrapper() -> None:
+    """What a stage raises arrives as UserCodeException without a cause; only its traceback says what it was."""
+    text = "ray::MapWorker()\n  File\npretrainer.errors.BadDataError: source a: 60 of 100\n\nThe above exception was\n"
+    found = find_cause(RuntimeError(text + "ray.exceptions.UserCodeException: UDF failed"))
+    assert type(found) is BadDataError and str(found) == "source a: 60 of 100"
+    assert find_cause(RuntimeError("pretrainer.errors.Nobody: x")) is None
