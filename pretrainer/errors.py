@@ -16,6 +16,8 @@
 All of them survive pickling (Ray carries them between processes) because the message is their only argument.
 """
 
+import re
+
 
 class PretrainerError(Exception):
     """Base of every error that this package raises on purpose."""
