@@ -87,6 +87,7 @@ def head_environment() -> dict[str, str]:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_idle_worker_killing_time_threshold_ms": "600000",  # see pipelines/driver/cli.py
+        "RAY_health_check_period_ms": "1000",  # a node that is gone is noticed after 5 of these (3 s each by default)
     }
 
 

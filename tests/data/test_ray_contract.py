@@ -242,6 +242,21 @@ print(json.dumps([rounds_per_block(lambda context: None), rounds_per_block(pace.
     assert ours < 8 and ray_s_own > 2 * ours, "a block is read every 0.2 s"
 
 
+def test_an_error_of_ours_in_a_stage_is_found_in_what_its_reader_gets(driver: Driver) -> None:
+    """Ray Data's wrapper brings what a stage raises as text, without its cause: this is where its form is held to."""
+    found = driver.saw("""
+from pretrainer.errors import BadDataError, find_cause
+def fail(table): raise BadDataError("60 of 107 records are unreadable")
+[shard] = rows(1).map_batches(fail, batch_format="pyarrow").streaming_split(1)
+try:
+    next(iter(shard.iter_batches(batch_size=None, batch_format="pyarrow")))
+except ray.exceptions.RayError as error:
+    cause = find_cause(error)
+    print(json.dumps([type(cause).__name__, str(cause)]))
+""")  # fmt: skip
+    assert found == ["BadDataError", "60 of 107 records are unreadable"]
+
+
 def test_an_in_order_stage_works_on_while_its_node_has_notice(head: Head) -> None:
     """Ray gives actors there no task; where a pool has no other, the stream stands still until the node is gone."""
     ray_s_own, ours = saw_alone(head, """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -84,6 +85,20 @@ def test_source_at_its_end_stops_clearly_and_every_document_is_accounted_for(hea
     assert len(letters) == 1 and letter["reason"] == "bad_json" and letter["shard"] == "part-040.jsonl"
     trained = sum(line["targets"] for line in audit(config, "tiny"))
     assert trained <= summary["sources"]["all"]["tokens"] + documents["kept"]
+
+
+@pytest.mark.slow
+def test_too_many_unreadable_records_end_the_run_with_their_count(head: Head, tmp_path: Path) -> None:
+    """Met in training, by a stage: not a failure to be tried again, after which it would train on over them."""
+    folder = corpus(tmp_path / "corpus")
+    (folder / "part-080.jsonl").write_bytes(random.Random(1).randbytes(20_000))
+    source = {"name": "all", "uris": [str(folder)], "preset": "code", "id_column": "id", "max_epochs": 4}
+    config = tiny_config(tmp_path, [source], data={"look_ahead_chunks": 2}, train={"steps": 400, "log_every_steps": 50})
+    result = pipeline("pretrain", "--config", str(config), env=head.env)
+    said = result.out + result.err
+    assert result.code == 4 and "data.max_dead_letter_share" in said, said
+    assert "workers begin at step" in result.out and "Traceback" not in said
+    assert len(re.findall("workers begin at step", result.out)) == 1, "it was tried again"
 
 
 def test_the_report_and_the_card_are_there_and_tell_the_run(reference: Result, config: Path) -> None:

@@ -17,11 +17,16 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    FixedScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from pretrainer import subcluster
-from pretrainer.train.elasticity.resize import AutoscalerRequest, GrowthGate, best_size
+from pretrainer.train.elasticity.resize import AutoscalerRequest, Burst, GrowthGate, best_size
 
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
 LOOK_TIMEOUT_S = 5.0
@@ -74,7 +79,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         super().__init__(scaling_config)
         self.reservation = reservation
         self.sizes = sizes
-        self.gate = GrowthGate(stable_s)
+        self.gate, self.burst = GrowthGate(stable_s), Burst()
         self.request, self.has_told = AutoscalerRequest(sizes), False
         self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
         self.data_nodes, self.autoscaling = data_nodes, autoscaling
@@ -91,6 +96,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
     def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
         """Ray's coordinator looks at the nodes every 20 s; when others have come, it is asked to look at once."""
         living = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        self.burst.look(time.monotonic(), living)
         if living != self.living:
             look = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
             with contextlib.suppress(ray.exceptions.RayError):  # the next look asks again, and Ray's warns
@@ -155,7 +161,9 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         if self.gate.asked_at_step is not None:
             self.recorder.forget_checkpoint.remote()
         self.gate.restarted(time.monotonic())
-        return super().make_decision_for_non_running_worker_group()
+        decision = super().make_decision_for_non_running_worker_group()
+        is_less = isinstance(decision, ResizeDecision) and decision.num_workers < self.sizes[-1]
+        return NoopDecision() if self.autoscaling and is_less and self.burst.goes_on(time.monotonic()) else decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any

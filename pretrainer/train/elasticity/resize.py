@@ -9,10 +9,12 @@ which is a failure or a preemption and no resize, and when a lost node leaves so
 own data starves.
 
 An autoscaler adds nodes for what a run asks for, which is the most that it has use for, unless nothing comes of that.
+They come one after the other, and a start waits a little for the next one: two starts cost more.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +25,9 @@ BACKOFF_LIMIT = 64
 
 GRANT_PATIENCE_S = 300.0
 """So long a request may bring no node before it is another one: a cloud's GPU node is there in less, mostly."""
+
+BURST_S = 20.0
+"""A node that has come makes a start wait so long for the next one, and all of them together three times as long."""
 
 
 def useful_sizes(blocks_per_step: int, smallest: int, largest: int, team: int = 1, multiple: int = 1) -> list[int]:
@@ -123,3 +128,23 @@ class AutoscalerRequest:
             between = [size for size in self.sizes if held < size < self.asked]
             self.asked, self.since_s = between[len(between) // 2] if between else self.sizes[-1], now_s
         return self.asked
+
+
+@dataclass
+class Burst:
+    """Nodes that an autoscaler brings one after the other; times are monotonic seconds, given by the caller."""
+
+    seen: frozenset[str] = frozenset()
+    began_s: float = -math.inf
+    came_s: float = -math.inf  # the last one
+
+    def look(self, now_s: float, nodes: frozenset[str]) -> None:
+        """The ids of all nodes that are there. At the first look they count as come: more were asked for just now."""
+        if nodes - self.seen:
+            self.began_s = self.began_s if now_s - self.came_s < BURST_S else now_s
+            self.came_s = now_s
+        self.seen = nodes
+
+    def goes_on(self, now_s: float) -> bool:
+        """Whether a start with less than the most should wait; nodes that flap do not keep it for ever."""
+        return now_s - self.came_s < BURST_S and now_s - self.began_s < 3 * BURST_S

@@ -20,7 +20,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pretrainer.train.elasticity.elastic import PolicyTorchTrainer, UsefulSizes
-from pretrainer.train.elasticity.resize import useful_sizes
+from pretrainer.train.elasticity.resize import BURST_S, useful_sizes
 
 STABLE_S = 10.0
 
@@ -113,10 +113,38 @@ def size(decision: Any) -> int | None:
     return decision.num_workers if isinstance(decision, ResizeDecision) else None
 
 
+def first_start(policy: UsefulSizes, cluster: Cluster) -> int | None:
+    """Its size when no node has come for a while."""
+    policy.make_decision_for_non_running_worker_group()
+    cluster.now_s += BURST_S
+    return size(policy.make_decision_for_non_running_worker_group())
+
+
 def running(policy: UsefulSizes, workers: int) -> Any:
     actors = [SimpleNamespace(actor=SimpleNamespace(_actor_id=bytes([rank]))) for rank in range(workers)]
     group = SimpleNamespace(num_workers=workers, workers=actors)
     return policy.make_decision_for_running_worker_group(group, None)
+
+
+def test_nodes_that_an_autoscaler_brings_one_after_the_other_are_one_start(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 1}}
+    asks, _driver = policy(3, autoscaling=True)
+    starts = []
+    for now_s, name in [(0, "a"), (8, "b"), (16, "b"), (24, "c")]:
+        cluster.now_s, cluster.nodes = now_s, {**cluster.nodes, name: {"CPU": 1}}
+        starts.append(size(asks.make_decision_for_non_running_worker_group()))
+    assert starts == [None, None, None, 3], "the most is waited for no longer"
+    cluster.nodes.popitem()
+    assert size(asks.make_decision_for_non_running_worker_group()) is None, "one came a moment ago"
+    cluster.now_s += BURST_S
+    assert size(asks.make_decision_for_non_running_worker_group()) == 2, "none comes: with those that are there"
+    cluster.nodes.popitem()
+    assert size(asks.make_decision_for_non_running_worker_group()) == 1, "a node that goes is no reason to wait"
+
+
+def test_where_nobody_adds_nodes_a_start_waits_for_none(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 1}}
+    assert size(policy(3)[0].make_decision_for_non_running_worker_group()) == 1
 
 
 @pytest.mark.parametrize(("cpus", "size_"), [(1, 1), (3, 3), (7, 4), (8, 8), (99, 8)])
@@ -173,7 +201,7 @@ def test_an_autoscaler_is_asked_for_one_node_more_until_the_most_fit_beside_data
     cluster.nodes |= {"head": {"CPU": 0.0}, "gone": {"CPU": 9.0}}
     cluster.dead = {"gone"}
     growing = policy(8, cpus=0.5, data_cpus=0.9, autoscaling=True)[0]
-    assert size(growing.make_decision_for_non_running_worker_group()) == begun
+    assert first_start(growing, cluster) == begun
     assert growing._get_num_workers_for_resource_request() == asked
 
 
@@ -208,7 +236,7 @@ def test_less_is_asked_for_where_the_most_brings_no_node(cluster: Cluster, of: s
         if cluster.now_s == 601:
             cluster.nodes |= {"a": own, "b": own}
         seen.append(elastic._get_num_workers_for_resource_request())
-    assert seen == [8, 8, 3, 2, 8] and size(elastic.make_decision_for_non_running_worker_group()) == 2
+    assert seen == [8, 8, 3, 2, 8] and first_start(elastic, cluster) == 2
     for cluster.now_s in (901, 1201, 1501, 1801):
         assert elastic._get_num_workers_for_resource_request() > 2, "what it has must stay reserved"
     (told,) = driver.told

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pretrainer.config import Config, DataConfig, SourceConfig, TrainConfig
 from pretrainer.train.elasticity.resize import (
     BACKOFF_LIMIT,
+    BURST_S,
     AutoscalerRequest,
+    Burst,
     GrowthGate,
     best_size,
     sizes_of,
@@ -142,3 +144,23 @@ def test_patience_begins_anew_with_every_node_that_comes() -> None:
 def test_where_a_cloud_has_nothing_the_most_is_asked_for_again() -> None:
     asking = AutoscalerRequest([1, 2], patience_s=1)
     assert [asking.look(now_s, 0) for now_s in range(5)] == [2, 1, 2, 1, 2]
+
+
+def test_a_start_waits_for_the_next_node_while_one_has_just_come() -> None:
+    burst = Burst()
+    burst.look(100.0, frozenset("a"))
+    assert burst.goes_on(100.0) and burst.goes_on(100.0 + BURST_S - 1) and not burst.goes_on(100.0 + BURST_S)
+    burst.look(130.0, frozenset("a"))
+    assert not burst.goes_on(130.0), "nothing has come"
+    burst.look(140.0, frozenset())
+    assert not burst.goes_on(140.0), "one has gone"
+    burst.look(150.0, frozenset("b"))
+    assert burst.goes_on(150.0)
+
+
+def test_nodes_that_come_and_go_do_not_keep_a_run_from_its_start() -> None:
+    burst, waited = Burst(), []
+    for second in range(0, 200, 5):
+        burst.look(float(second), frozenset({f"node {second}"}))
+        waited.append(burst.goes_on(float(second)))
+    assert waited.index(False) == 3 * BURST_S / 5 and not any(waited[waited.index(False) :])
