@@ -139,5 +139,5 @@ def _policy(
     stable_s, recorder = config.train.resize_stable_s, spec.recorder
     return UsefulSizes(
         scaling, run.uri, sizes_of(config), stable_s, data_cpus, recorder, lambda: asked_step(run),
-        config.cluster.data_subcluster, config.cluster.autoscaling,
+        config.cluster.data_subcluster, config.cluster.autoscaling, is_first=spec.segment == 0,
     )  # fmt: skip

@@ -73,13 +73,15 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         asked_step: Callable[[], int],
         data_nodes: str | None = None,
         autoscaling: bool = False,
+        is_first: bool = True,
     ) -> None:
         """data_cpus: what data needs where trainers may be too; data_nodes: the subcluster that it has for itself;
-        autoscaling: nodes come for what is asked for."""
+        autoscaling: nodes come for what is asked for; is_first: of the run's first segment, before which no trainer
+        has asked for a node."""
         super().__init__(scaling_config)
         self.reservation = reservation
         self.sizes = sizes
-        self.gate, self.burst = GrowthGate(stable_s), Burst()
+        self.gate, self.burst = GrowthGate(stable_s), Burst(frozenset() if is_first else None)
         self.request, self.has_told = AutoscalerRequest(sizes), False
         self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
         self.data_nodes, self.autoscaling = data_nodes, autoscaling
@@ -162,8 +164,12 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
             self.recorder.forget_checkpoint.remote()
         self.gate.restarted(time.monotonic())
         decision = super().make_decision_for_non_running_worker_group()
+        return NoopDecision() if self._waits_for_the_next(decision) else decision
+
+    def _waits_for_the_next(self, decision: ScalingDecision) -> bool:
+        """Whether a start with less than the most waits for the node that comes next."""
         is_less = isinstance(decision, ResizeDecision) and decision.num_workers < self.sizes[-1]
-        return NoopDecision() if self.autoscaling and is_less and self.burst.goes_on(time.monotonic()) else decision
+        return self.autoscaling and is_less and self.burst.goes_on(time.monotonic())
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any

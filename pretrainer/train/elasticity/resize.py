@@ -134,13 +134,13 @@ class AutoscalerRequest:
 class Burst:
     """Nodes that an autoscaler brings one after the other; times are monotonic seconds, given by the caller."""
 
-    seen: frozenset[str] = frozenset()
+    seen: frozenset[str] | None  # empty: those of the first look have come for this run; None: they were there before
     began_s: float = -math.inf
     came_s: float = -math.inf  # the last one
 
     def look(self, now_s: float, nodes: frozenset[str]) -> None:
-        """The ids of all nodes that are there. At the first look they count as come: more were asked for just now."""
-        if nodes - self.seen:
+        """The ids of all nodes that are there."""
+        if self.seen is not None and nodes - self.seen:
             self.began_s = self.began_s if now_s - self.came_s < BURST_S else now_s
             self.came_s = now_s
         self.seen = nodes

@@ -97,14 +97,14 @@ class Driver:
 
 def policy(
     largest: int, blocks: int = 8, use_gpu: bool = False, cpus: float = 1.0, data_cpus: float = 0.0, smallest: int = 1,
-    data_nodes: str | None = None, autoscaling: bool = False,
+    data_nodes: str | None = None, autoscaling: bool = False, is_first: bool = True,
 ) -> tuple[UsefulSizes, Driver]:
     resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     scaling = ScalingConfig(num_workers=(smallest, largest), use_gpu=use_gpu, resources_per_worker=resources)  # type: ignore[arg-type]
     driver = Driver()
     sizes = useful_sizes(blocks, smallest, largest)
     made = UsefulSizes(
-        scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step, data_nodes, autoscaling
+        scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step, data_nodes, autoscaling, is_first
     )
     return made, driver
 
@@ -140,6 +140,15 @@ def test_nodes_that_an_autoscaler_brings_one_after_the_other_are_one_start(clust
     assert size(asks.make_decision_for_non_running_worker_group()) == 2, "none comes: with those that are there"
     cluster.nodes.popitem()
     assert size(asks.make_decision_for_non_running_worker_group()) == 1, "a node that goes is no reason to wait"
+
+
+def test_a_later_segment_begins_at_once_on_the_nodes_of_the_one_before(cluster: Cluster) -> None:
+    """Its controller is another one, for which all nodes are new."""
+    cluster.nodes = {"a": {"CPU": 1}, "b": {"CPU": 1}}
+    later = policy(3, autoscaling=True, is_first=False)[0]
+    assert size(later.make_decision_for_non_running_worker_group()) == 2
+    cluster.nodes["a and b"] = {"CPU": 0}
+    assert size(later.make_decision_for_non_running_worker_group()) is None, "one has come since"
 
 
 def test_where_nobody_adds_nodes_a_start_waits_for_none(cluster: Cluster) -> None:
@@ -371,7 +380,8 @@ def test_a_growth_that_did_not_last_makes_the_next_one_wait_longer(cluster: Clus
 
 def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
     ours = {name for name, value in vars(UsefulSizes).items() if inspect.isfunction(value)} - {"__init__"}
-    overridden = ours - {"_beside_data", "_one_node_more", "_what_is_granted", "_held", "_whole_workers", "_hold"}
+    ours -= {"_beside_data", "_one_node_more", "_what_is_granted", "_held", "_whole_workers", "_hold"}
+    overridden = ours - {"_waits_for_the_next"}
     assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
         n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
     }

@@ -147,7 +147,7 @@ def test_where_a_cloud_has_nothing_the_most_is_asked_for_again() -> None:
 
 
 def test_a_start_waits_for_the_next_node_while_one_has_just_come() -> None:
-    burst = Burst()
+    burst = Burst(frozenset())
     burst.look(100.0, frozenset("a"))
     assert burst.goes_on(100.0) and burst.goes_on(100.0 + BURST_S - 1) and not burst.goes_on(100.0 + BURST_S)
     burst.look(130.0, frozenset("a"))
@@ -159,7 +159,7 @@ def test_a_start_waits_for_the_next_node_while_one_has_just_come() -> None:
 
 
 def test_nodes_that_come_and_go_do_not_keep_a_run_from_its_start() -> None:
-    burst, waited = Burst(), []
+    burst, waited = Burst(frozenset()), []
     for second in range(0, 200, 5):
         burst.look(float(second), frozenset({f"node {second}"}))
         waited.append(burst.goes_on(float(second)))
