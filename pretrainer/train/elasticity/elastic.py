@@ -12,7 +12,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
@@ -141,19 +141,36 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         need = {name: n for name, n in self.scaling_config._resources_per_worker_not_none.items() if n > 0}
         return min(int(has.get(name, 0.0) / amount + TOLERANCE) for name, amount in need.items())
 
-    def _beside_data(self) -> int:
-        """Workers whose CPUs the cluster has beside those of the data stages."""
+    def _beside_data(self, leaving: Collection[str] = ()) -> int:
+        """Workers whose CPUs the cluster has beside those of the data stages; not on nodes that leave."""
         each = float(self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0))
         theirs = subcluster.cpus(self.data_nodes, ray.nodes()) if self.data_nodes else self.data_cpus
-        left = ray.cluster_resources().get("CPU", 0.0) - theirs
+        going = sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] in leaving)
+        left = ray.cluster_resources().get("CPU", 0.0) - going - theirs
         return int(left / each + TOLERANCE) if each else self.sizes[-1]
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
-        """Whole workers of a useful size on nodes that are not about to go away; 0 if not even the smallest fits."""
+        """Whole workers of a useful size on nodes that are not about to go away; 0 if not even the smallest fits.
+
+        Ray's coordinator reserves on a node that leaves until it is gone, although the autoscaler has brought another
+        in its place by then; what is reserved there may be had where nobody uses it.
+        """
         leaving = ray._private.state.state.get_draining_nodes() or {}
-        staying = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving}
-        found = sum(self._whole_workers(has) for node, has in reserved_resources.items() if node in staying)
-        return best_size(self.sizes, min(found, self._beside_data())) or 0
+        staying = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+        holds = {name: self._whole_workers(has) for name, has in reserved_resources.items()}
+        found = sum(holds.get(node["NodeID"], 0) for node in staying)
+        if to_move := sum(holds.get(name, 0) for name in leaving):
+            found += min(to_move, self._unused(staying, reserved_resources))
+        return best_size(self.sizes, min(found, self._beside_data(leaving))) or 0
+
+    def _unused(self, nodes: list[dict[str, Any]], reserved: dict[str, dict[str, float]]) -> int:
+        """Workers that trainers' nodes have room for beside what is reserved for this run and what runs there."""
+        free, room = ray._private.state.available_resources_per_node(), 0
+        for name in (node["NodeID"] for node in nodes if not subcluster.holds(self.data_nodes, node)):
+            mine = reserved.get(name, {})
+            left = {kind: amount - mine.get(kind, 0.0) for kind, amount in free.get(name, {}).items()}
+            room += max(0, self._whole_workers(left))
+        return room
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self.recorder.forget_checkpoint.remote()  # which the controller of the segment before may have asked for

@@ -33,10 +33,13 @@ class Cluster:
         self.leaving: dict[str, int] = {}
         self.dead: set[str] = set()
         self.for_data: set[str] = set()
+        self.reservation: dict[str, dict[str, float]] | None = None  # everything, if nothing is said
+        self.free: dict[str, dict[str, float]] = {}
         self.now_s = 0.0
         monkeypatch.setattr(ray, "nodes", self.described)
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(n["CPU"] for n in self.living())})
         monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
+        monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: self.free)
         monkeypatch.setattr("pretrainer.train.elasticity.elastic.time.monotonic", lambda: self.now_s)
         self.looked_at: list[set[str]] = []  # what Ray's coordinator saw of the nodes when it was asked to look
         self.sent: list[int] = []  # of the requests that did not wait for Ray's turn
@@ -63,6 +66,8 @@ class Cluster:
 
     def reserved(self) -> dict[str, dict[str, float]]:
         """Ray's coordinator gives trainers no node that carries the label."""
+        if self.reservation is not None:
+            return self.reservation
         return {name: resources for name, resources in self.nodes.items() if name not in self.for_data}
 
 
@@ -176,6 +181,39 @@ def test_nodes_that_leave_or_are_dead_hold_no_workers(cluster: Cluster) -> None:
     cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
     cluster.leaving, cluster.dead = {"b": 123}, {"d"}
     assert size(policy(8)[0].make_decision_for_non_running_worker_group()) == 2
+
+
+@pytest.mark.parametrize(
+    ("free", "begun"),
+    [({"CPU": 0.9}, 3), ({"CPU": 0.5}, 2), ({}, 2)], ids=["nobody's", "another run's", "not seen yet"],
+)  # fmt: skip
+def test_what_is_reserved_on_a_node_that_leaves_may_be_had_on_the_one_that_has_come_for_it(
+    cluster: Cluster, free: dict[str, float], begun: int
+) -> None:
+    """Ray's coordinator looks at a node that leaves as at any other, until it is gone."""
+    cluster.nodes = {**{name: {"CPU": 1.0} for name in "abcd"}, "of data": {"CPU": 8.0}}
+    cluster.leaving, cluster.for_data = {"a": 123}, {"of data"}
+    cluster.reservation = {name: {"CPU": 0.6} for name in "abc"}
+    cluster.free = {**{name: {"CPU": 1.0} for name in "abc"}, "d": free, "of data": {"CPU": 8.0}}
+    elastic = policy(3, cpus=0.6, data_nodes="data")[0]
+    assert size(elastic.make_decision_for_non_running_worker_group()) == begun
+    cluster.leaving = {}
+    assert size(elastic.make_decision_for_non_running_worker_group()) == 3
+
+
+def test_no_more_than_what_is_reserved_on_nodes_that_leave_is_looked_for_elsewhere(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}, "another run's in a moment": {"CPU": 8.0}}
+    cluster.leaving, cluster.reservation = {"a": 123}, {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}
+    cluster.free = cluster.nodes
+    assert size(policy(8)[0].make_decision_for_non_running_worker_group()) == 2
+
+
+def test_cpus_of_a_node_that_leaves_are_no_cpus_for_data(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}
+    cluster.leaving = {"b": 123}
+    assert size(policy(8, data_cpus=1.0)[0].make_decision_for_non_running_worker_group()) == 1
+    cluster.leaving = {}
+    assert size(policy(8, data_cpus=1.0)[0].make_decision_for_non_running_worker_group()) == 3
 
 
 def test_too_small_a_cluster_waits(cluster: Cluster) -> None:
@@ -380,7 +418,7 @@ def test_a_growth_that_did_not_last_makes_the_next_one_wait_longer(cluster: Clus
 
 def test_ray_s_policy_has_what_ours_overrides_and_calls() -> None:
     ours = {name for name, value in vars(UsefulSizes).items() if inspect.isfunction(value)} - {"__init__"}
-    ours -= {"_beside_data", "_one_node_more", "_what_is_granted", "_held", "_whole_workers", "_hold"}
+    ours -= {"_beside_data", "_one_node_more", "_what_is_granted", "_held", "_whole_workers", "_hold", "_unused"}
     overridden = ours - {"_waits_for_the_next"}
     assert {n: list(inspect.signature(getattr(ElasticScalingPolicy, n)).parameters) for n in overridden} == {
         n: list(inspect.signature(getattr(UsefulSizes, n)).parameters) for n in overridden
@@ -409,4 +447,5 @@ def test_ray_makes_the_policy_where_ours_is_put_in_its_place(
 
 
 def test_draining_nodes_are_told_by_id() -> None:
-    assert "get_draining_nodes" in dir(ray._private.state.GlobalState)
+    assert {"get_draining_nodes", "available_resources_per_node"} <= set(dir(ray._private.state.GlobalState))
+    assert callable(ray._private.state.available_resources_per_node)
