@@ -187,6 +187,19 @@ def test_trainers_stay_off_the_nodes_of_data(
     assert given["scaling_policy"].autoscaling is cluster.autoscaling
 
 
+@pytest.mark.parametrize(("segment", "seen"), [(0, frozenset()), (1, None), (2, None)])
+def test_only_the_first_segment_takes_the_nodes_that_it_finds_for_new_ones(
+    run: Store, monkeypatch: pytest.MonkeyPatch, segment: int, seen: frozenset[str] | None
+) -> None:
+    """Each has a controller of its own, and nodes that have just come make a start wait."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(controller, "PolicyTorchTrainer", lambda _loop, **arguments: given.update(arguments))
+    spec, build = replace(worker_spec(), segment=segment), cast(Any, None)
+    elastic = replace(spec.config, train=replace(spec.config.train, num_workers=(1, 3)))
+    make_trainer(elastic, spec, run, build, use_gpu=False, data_cpus=1.5)
+    assert given["scaling_policy"].burst.seen == seen
+
+
 @pytest.mark.parametrize(("use_gpu", "backend"), [(False, "gloo"), (True, "cpu:gloo,cuda:nccl")])
 def test_hosts_of_gpus_can_agree_among_themselves(
     run: Store, monkeypatch: pytest.MonkeyPatch, use_gpu: bool, backend: str
