@@ -449,3 +449,11 @@ def test_ray_makes_the_policy_where_ours_is_put_in_its_place(
 def test_draining_nodes_are_told_by_id() -> None:
     assert {"get_draining_nodes", "available_resources_per_node"} <= set(dir(ray._private.state.GlobalState))
     assert callable(ray._private.state.available_resources_per_node)
+
+
+def test_ray_s_coordinator_reserves_no_more_than_was_asked_and_goes_by_id() -> None:
+    """So a node that has come for one that leaves holds nothing for us while the other one is there."""
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 1.0}, "Labels": {}} for name in "dcba"]
+    coordinator = _AutoscalingCoordinatorActor(lambda: 0.0, lambda *_args, **_kwargs: None, lambda: nodes)
+    coordinator.request_resources("a run", [{"CPU": 0.6}] * 3, expire_after_s=180)
+    assert coordinator.get_reserved_resources("a run") == {name: {"CPU": 0.6} for name in "abc"}
