@@ -22,6 +22,8 @@ s3_endpoint, s3_uri = s3.s3_endpoint, s3.s3_uri
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Two processes of pytest and those of Ray share the cores: threads that wait for each other take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 hypothesis.settings.register_profile("no clock", deadline=None)  # a busy machine is no failure

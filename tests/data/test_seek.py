@@ -132,10 +132,10 @@ def test_every_cut_of_a_unit_of_several_shards(tmp_path: Path) -> None:
 
 
 @given(
-    st.lists(st.integers(0, 60), max_size=40), st.integers(1, 300), st.integers(1, 200),
+    st.lists(st.integers(0, 60), max_size=20), st.integers(1, 300), st.integers(1, 200),
     st.sampled_from([".gz", ".zst", ".bz2", ".xz"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_lines_members_and_chunks(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], member: int, chunk_bytes: int, suffix: str
 ) -> None:
