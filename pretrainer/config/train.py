@@ -91,7 +91,7 @@ class TrainConfig:
     gpus_per_worker: float = 1.0
     """GPUs that one trainer asks Ray for; a part of one lets several runs of a single worker, trials say, share it."""
     threads_per_worker: int | None = None
-    """Torch threads per trainer on CPU; by default the node's cores shared by the trainers on it, one in exact mode."""
+    """Torch threads per trainer on CPU; by default its share of the CPUs Ray counts on the node, one in exact mode."""
     exact: bool = False
     """Proof mode, slower: the weights are bit-identical at every number of workers and after any failures."""
     checkpoint_every_steps: int = 500

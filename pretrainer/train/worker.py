@@ -33,7 +33,6 @@ from pretrainer.train.checkpoints.committed import folder_name, remove_uncommitt
 from pretrainer.train.checkpoints.saving import Saving
 from pretrainer.train.checkpoints.upload import RayCommits
 from pretrainer.train.elasticity.preemption import PreemptedError, PreemptionWatch, seconds_left
-from pretrainer.train.exact import make_deterministic
 from pretrainer.train.feed import Feed
 from pretrainer.train.initialise import initialise, refuse_another
 from pretrainer.train.memory import keep_freed_memory
@@ -57,6 +56,7 @@ from pretrainer.train.telemetry.audit import Audit
 from pretrainer.train.telemetry.communication import is_due, watched
 from pretrainer.train.telemetry.monitor import Monitor
 from pretrainer.train.telemetry.phases import Phases, process_age_s, pulse_period_s
+from pretrainer.train.threads import set_threads
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         spec.fence.check()
     device = ray.train.torch.get_device()
     phases.enter("load", 0)
-    _set_threads(config)
+    set_threads(config.train, ray.nodes(), ray.get_runtime_context().get_node_id(), context.get_local_world_size())
     if device.type == "cpu":
         keep_freed_memory()
     ranks = Ranks(Layout.of(config.train, world), device.type)
@@ -260,13 +260,6 @@ def _ending(step: int, total: int, end: int, stop: bool, over: bool) -> str:
     if step == total or over:
         return "completed"
     return "stopped" if stop else "segment" if step == end else "exhausted"
-
-
-def _set_threads(config: Config) -> None:
-    if config.train.exact:
-        return make_deterministic(config.train.threads_per_worker or 1)
-    local = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(config.train.threads_per_worker or max(1, (os.cpu_count() or 1) // local))
 
 
 def _loss_scale(config: Config, state: TrainState, device: torch.device) -> LossScale | None:
