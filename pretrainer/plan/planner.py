@@ -175,11 +175,22 @@ class _Sized:
 
 
 def _sized(request: Request, gpu: Gpu) -> _Sized:
-    """Of the size at which the compute that is asked for pays for attention too, found in a few rounds."""
-    sized = _sized_for(request, gpu, 1.0)
+    """Of the size at which the compute that is asked for pays for attention too, found in a few rounds.
+
+    Where a larger model has longer sequences, the rounds may go to and fro: then it is the one whose tokens for each
+    parameter are nearest to those asked for.
+    """
+    rounds = [_sized_for(request, gpu, 1.0)]
     for _ in range(ROUNDS if request.ask.is_budget else 0):
-        sized = _sized_for(request, gpu, 6 * sized.parameters / sized.flops_per_token)
-    return sized
+        rounds.append(_sized_for(request, gpu, 6 * rounds[-1].parameters / rounds[-1].flops_per_token))
+    budget = compute_of(request.ask, gpu)
+    if budget is None or request.ask.tokens is not None:
+        return rounds[-1]
+
+    def off(sized: _Sized) -> float:
+        return abs(math.log(budget / sized.flops_per_token / sized.parameters / sized.wanted.ratio))
+
+    return min(reversed(rounds), key=off)
 
 
 def _sized_for(request: Request, gpu: Gpu, share: float) -> _Sized:

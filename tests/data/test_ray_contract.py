@@ -181,7 +181,8 @@ from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from pretrainer.data import reservation
-ray.kill(get_or_create_autoscaling_coordinator(), no_restart=False)  # what killed drivers of other tests reserved
+coordinator = get_or_create_autoscaling_coordinator()  # killed drivers of other tests have reserved for 180 s
+ray.get(coordinator.__ray_call__.remote(lambda actor: actor._ongoing_reqs.clear()))
 others = DefaultAutoscalingCoordinator(requester_id="train-others")
 def limit(install, others_cpus):  # Ray asks once a second what it may use
     seen = []

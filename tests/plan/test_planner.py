@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,6 +125,7 @@ GPUS = st.sampled_from(["H100", "H200", "A100", "L40S"])
 
 @settings(max_examples=40)
 @given(BUDGETS, GPUS, st.sampled_from([None, 100.0]))
+@hypothesis.example({"dollars": 8.97}, "A100", 100.0)  # 57M parameters have sequences of 512 tokens, and 63M of 2,048
 def test_a_budget_is_kept_and_used(budget: dict[str, float], gpu: str, ratio: float | None) -> None:
     found = plan(**budget, gpu=gpu, ratio=ratio)
     card = prices().gpus[gpu]
@@ -136,7 +138,7 @@ def test_a_budget_is_kept_and_used(budget: dict[str, float], gpu: str, ratio: fl
     assert 0.9 * value < spent[name] <= value * (1 + 1e-9) or found.steps < 20
     assert found.cost.gpu_hours == pytest.approx(found.flops / card.flops_per_s / 3600)
     if ratio is not None and found.parameters > 5e6:
-        assert found.split.ratio == pytest.approx(ratio, rel=0.25)  # sizes have steps
+        assert ratio / 1.3 < found.split.ratio < ratio * 1.3  # sizes have steps, and so have lengths
 
 
 @settings(max_examples=40)
