@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -30,10 +32,35 @@ from pretrainer.train.elasticity.resize import AutoscalerRequest, Burst, GrowthG
 
 TOLERANCE = 1e-6  # Ray divides floats, and 1.0 // 0.1 is 9
 LOOK_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 2.0
+MOST_AT_ONCE = 64
 NOTHING_CAME = (
     "no node came in {s:.0f} s while {most} workers were asked for, so {less} are asked for now; the autoscaler grants "
     "a request whole or not at all: is the upper end of train.num_workers more than the cluster may have (ray status)?"
 )
+
+
+def silent(nodes: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Ids of those nodes, of what ray.nodes() gives, whose raylet lets nobody connect.
+
+    Ray takes a node that is gone for a living one until five of its looks, 15 s, have failed. Its trainers end at once,
+    and a group that counted on it would wait for it until Ray's timeout for the start of a group is over.
+    """
+    asked = list(nodes)
+    with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+        answered = list(pool.map(_answers, asked))
+    if not any(answered):  # not even the node of this process: something between here and there forbids it
+        return frozenset()
+    return frozenset(node["NodeID"] for node, answers in zip(asked, answered, strict=True) if not answers)
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    try:
+        socket.create_connection(address, ANSWER_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 class OneReservation:
@@ -86,6 +113,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         self.data_cpus, self.recorder, self.asked_step = data_cpus, recorder, asked_step
         self.data_nodes, self.autoscaling = data_nodes, autoscaling
         self.requested, self.living = 0, frozenset[str]()
+        self.silent = frozenset[str]()  # nodes that Ray takes for living, at a start
 
     def _maybe_send_resource_request(self) -> None:
         """Ray sends the request every 20 s; one that has become another is sent at once."""
@@ -155,7 +183,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         Ray's coordinator reserves on a node that leaves until it is gone, although the autoscaler has brought another
         in its place by then; what is reserved there may be had where nobody uses it.
         """
-        leaving = ray._private.state.state.get_draining_nodes() or {}
+        leaving = {*(ray._private.state.state.get_draining_nodes() or {}), *self.silent}
         staying = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
         holds = {name: self._whole_workers(has) for name, has in reserved_resources.items()}
         found = sum(holds.get(node["NodeID"], 0) for node in staying)
@@ -180,7 +208,11 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         if self.gate.asked_at_step is not None:
             self.recorder.forget_checkpoint.remote()
         self.gate.restarted(time.monotonic())
+        self.silent = frozenset()
         decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, ResizeDecision):
+            self.silent = silent(node for node in ray.nodes() if node["Alive"])
+            decision = super().make_decision_for_non_running_worker_group() if self.silent else decision
         return NoopDecision() if self._waits_for_the_next(decision) else decision
 
     def _waits_for_the_next(self, decision: ScalingDecision) -> bool:
@@ -191,6 +223,7 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
+        self.silent = frozenset()
         self._maybe_send_resource_request()
         reserved = self._get_reserved_resources()
         if reserved is None:

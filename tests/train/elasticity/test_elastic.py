@@ -7,6 +7,7 @@ real raylets give these answers is seen in tests/faults/test_elastic.py.
 from __future__ import annotations
 
 import inspect
+import socket
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,8 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from pretrainer.train.elasticity.elastic import PolicyTorchTrainer, UsefulSizes
+from pretrainer.train.elasticity import elastic as module
+from pretrainer.train.elasticity.elastic import PolicyTorchTrainer, UsefulSizes, silent
 from pretrainer.train.elasticity.resize import BURST_S, useful_sizes
 
 STABLE_S = 10.0
@@ -41,6 +43,8 @@ class Cluster:
         monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
         monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: self.free)
         monkeypatch.setattr("pretrainer.train.elasticity.elastic.time.monotonic", lambda: self.now_s)
+        self.gone: set[str] = set()  # Ray has not noticed
+        monkeypatch.setattr(module, "silent", lambda nodes: frozenset(n["NodeID"] for n in nodes) & self.gone)
         self.looked_at: list[set[str]] = []  # what Ray's coordinator saw of the nodes when it was asked to look
         self.sent: list[int] = []  # of the requests that did not wait for Ray's turn
         look = SimpleNamespace(remote=lambda _run, recompute: self.looked_at.append(set(self.nodes) - self.dead))
@@ -214,6 +218,40 @@ def test_cpus_of_a_node_that_leaves_are_no_cpus_for_data(cluster: Cluster) -> No
     assert size(policy(8, data_cpus=1.0)[0].make_decision_for_non_running_worker_group()) == 1
     cluster.leaving = {}
     assert size(policy(8, data_cpus=1.0)[0].make_decision_for_non_running_worker_group()) == 3
+
+
+def test_a_node_that_is_gone_is_not_counted_on_although_ray_has_not_noticed(cluster: Cluster) -> None:
+    """A group of three would wait for its place on it until Ray's timeout."""
+    cluster.nodes, cluster.gone = {name: {"CPU": 1} for name in "abc"}, {"b"}
+    elastic = policy(3)[0]
+    assert size(elastic.make_decision_for_non_running_worker_group()) == 2
+    cluster.gone = set("abc")
+    assert isinstance(elastic.make_decision_for_non_running_worker_group(), NoopDecision)
+    cluster.gone = set()
+    assert size(elastic.make_decision_for_non_running_worker_group()) == 3, "it was only slow to answer"
+
+
+def test_a_group_grows_onto_a_node_that_did_not_answer_at_its_start(cluster: Cluster) -> None:
+    cluster.nodes, cluster.gone = {"a": {"CPU": 1}, "b": {"CPU": 1}}, {"b"}
+    elastic, driver = policy(2)
+    assert size(elastic.make_decision_for_non_running_worker_group()) == 1
+    seen = []
+    for cluster.now_s, driver.step in ((0, 20), (10, 20), (11, 21)):
+        seen.append(size(running(elastic, 1)))
+    assert seen == [None, None, 2]
+
+
+def test_who_lets_nobody_connect_is_silent() -> None:
+    def node(name: str, listener: socket.socket) -> dict[str, Any]:
+        address, port = listener.getsockname()
+        return {"NodeID": name, "NodeManagerAddress": address, "NodeManagerPort": port}
+
+    with socket.create_server(("127.0.0.1", 0)) as there, socket.create_server(("127.0.0.1", 0)) as gone:
+        nodes = [node("there", there), node("gone", gone)]
+        assert silent(nodes) == frozenset()
+        gone.close()
+        assert silent(nodes) == {"gone"} and silent([]) == frozenset()
+        assert silent(nodes[1:]) == frozenset(), "who reaches nobody knows nothing"
 
 
 def test_too_small_a_cluster_waits(cluster: Cluster) -> None:
