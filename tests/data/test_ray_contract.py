@@ -215,6 +215,15 @@ print(json.dumps([limit(lambda context: None, 3.5), ours]))
     assert ours[2] > 1 and ours[2] % 1 == pytest.approx(0.2), "asked for, so whole CPUs of what is left come on top"
 
 
+def test_a_living_node_s_raylet_lets_everybody_connect(driver: Driver) -> None:
+    """What a start counts on (pretrainer/train/elasticity/elastic.py, silent)."""
+    answers = driver.saw("""
+from pretrainer.train.elasticity import elastic
+print(json.dumps([elastic._answers(node) for node in ray.nodes()]))
+""")  # fmt: skip
+    assert answers == [True]
+
+
 def test_the_executor_rests_while_its_reader_does(driver: Driver) -> None:
     """By default its loop spins whenever no task runs; ours rests the longer the less there is to hand on."""
     ray_s_own, ours = driver.saw("""
