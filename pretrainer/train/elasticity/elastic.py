@@ -173,8 +173,9 @@ class UsefulSizes(OneReservation, ElasticScalingPolicy):
         """Workers whose CPUs the cluster has beside those of the data stages; not on nodes that leave."""
         each = float(self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0))
         theirs = subcluster.cpus(self.data_nodes, ray.nodes()) if self.data_nodes else self.data_cpus
-        going = sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] in leaving)
-        left = ray.cluster_resources().get("CPU", 0.0) - going - theirs
+        going = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in leaving]
+        gone = sum(n["Resources"].get("CPU", 0.0) for n in going if not subcluster.holds(self.data_nodes, n))
+        left = ray.cluster_resources().get("CPU", 0.0) - gone - theirs
         return int(left / each + TOLERANCE) if each else self.sizes[-1]
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:

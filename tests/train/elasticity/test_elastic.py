@@ -220,6 +220,12 @@ def test_cpus_of_a_node_that_leaves_are_no_cpus_for_data(cluster: Cluster) -> No
     assert size(policy(8, data_cpus=1.0)[0].make_decision_for_non_running_worker_group()) == 3
 
 
+def test_a_node_of_data_that_leaves_and_one_that_has_left_take_nothing_from_trainers(cluster: Cluster) -> None:
+    cluster.nodes = {"a": {"CPU": 4.0}, "of data": {"CPU": 2.0}, "dead": {"CPU": 3.0}}
+    cluster.for_data, cluster.leaving, cluster.dead = {"of data"}, {"of data": 123, "dead": 123}, {"dead"}
+    assert size(policy(8, data_nodes="data")[0].make_decision_for_non_running_worker_group()) == 4
+
+
 def test_a_node_that_is_gone_is_not_counted_on_although_ray_has_not_noticed(cluster: Cluster) -> None:
     """A group of three would wait for its place on it until Ray's timeout."""
     cluster.nodes, cluster.gone = {name: {"CPU": 1} for name in "abc"}, {"b"}
