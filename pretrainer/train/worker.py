@@ -107,7 +107,7 @@ def _train(spec: WorkerSpec, phases: Phases) -> None:
         spec.fence.check()
     device = ray.train.torch.get_device()
     phases.enter("load", 0)
-    set_threads(config.train, ray.nodes(), ray.get_runtime_context().get_node_id(), context.get_local_world_size())
+    set_threads(config.train, ray.nodes, ray.get_runtime_context().get_node_id(), context.get_local_world_size())
     if device.type == "cpu":
         keep_freed_memory()
     ranks = Ranks(Layout.of(config.train, world), device.type)

@@ -7,7 +7,6 @@ real raylets give these answers is seen in tests/faults/test_elastic.py.
 from __future__ import annotations
 
 import inspect
-import socket
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,123 +15,13 @@ import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from pretrainer.train.elasticity import elastic as module
-from pretrainer.train.elasticity.elastic import PolicyTorchTrainer, UsefulSizes, silent
-from pretrainer.train.elasticity.resize import BURST_S, useful_sizes
-
-STABLE_S = 10.0
-
-
-class Cluster:
-    """Nodes with CPUs (and GPUs); what the policy can see of them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.nodes: dict[str, dict[str, float]] = {}
-        self.leaving: dict[str, int] = {}
-        self.dead: set[str] = set()
-        self.for_data: set[str] = set()
-        self.reservation: dict[str, dict[str, float]] | None = None  # everything, if nothing is said
-        self.free: dict[str, dict[str, float]] = {}
-        self.now_s = 0.0
-        monkeypatch.setattr(ray, "nodes", self.described)
-        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(n["CPU"] for n in self.living())})
-        monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
-        monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: self.free)
-        monkeypatch.setattr("pretrainer.train.elasticity.elastic.time.monotonic", lambda: self.now_s)
-        self.gone: set[str] = set()  # Ray has not noticed
-        monkeypatch.setattr(module, "silent", lambda nodes: frozenset(n["NodeID"] for n in nodes) & self.gone)
-        self.looked_at: list[set[str]] = []  # what Ray's coordinator saw of the nodes when it was asked to look
-        self.sent: list[int] = []  # of the requests that did not wait for Ray's turn
-        look = SimpleNamespace(remote=lambda _run, recompute: self.looked_at.append(set(self.nodes) - self.dead))
-        coordinator = SimpleNamespace(get_reserved_resources=look)
-        monkeypatch.setattr(UsefulSizes, "_autoscaling_coordinator", coordinator)
-        monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
-        monkeypatch.setattr(ElasticScalingPolicy, "_get_reserved_resources", lambda _self: self.reserved())
-        monkeypatch.setattr(ElasticScalingPolicy, "_maybe_send_resource_request", lambda _self: None)
-        monkeypatch.setattr(
-            UsefulSizes, "_send_resource_request",
-            lambda policy: self.sent.append(policy._get_num_workers_for_resource_request()),
-        )  # fmt: skip
-
-    def living(self) -> list[dict[str, float]]:
-        return [resources for name, resources in self.nodes.items() if name not in self.dead]
-
-    def described(self) -> list[dict[str, Any]]:
-        return [
-            {"NodeID": name, "Alive": name not in self.dead, "Resources": resources,
-             "Labels": {"ray-subcluster": "data"} if name in self.for_data else {}}
-            for name, resources in self.nodes.items()
-        ]  # fmt: skip
-
-    def reserved(self) -> dict[str, dict[str, float]]:
-        """Ray's coordinator gives trainers no node that carries the label."""
-        if self.reservation is not None:
-            return self.reservation
-        return {name: resources for name, resources in self.nodes.items() if name not in self.for_data}
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    return Cluster(monkeypatch)
-
-
-class Driver:
-    """The recorder that is asked for a checkpoint, and the step that is committed."""
-
-    def __init__(self) -> None:
-        self.asked, self.step = 0, 20
-        self.request_checkpoint = SimpleNamespace(remote=self.ask)
-        self.forgotten = 0
-        self.forget_checkpoint = SimpleNamespace(remote=self.forget)
-        self.begun, self.held = True, list[str]()  # whether the workers have trained a step; those that may not
-        self.hold = SimpleNamespace(remote=self.keep_from_beginning)
-        self.told: list[str] = []
-        self.warn = SimpleNamespace(remote=lambda name, message: self.told.append(message))
-
-    def ask(self) -> None:
-        self.asked += 1
-
-    def keep_from_beginning(self, workers: list[str]) -> bool:
-        self.held = [] if self.begun else workers
-        return not self.begun
-
-    def forget(self) -> None:
-        self.forgotten += 1
-
-
-def policy(
-    largest: int, blocks: int = 8, use_gpu: bool = False, cpus: float = 1.0, data_cpus: float = 0.0, smallest: int = 1,
-    data_nodes: str | None = None, autoscaling: bool = False, is_first: bool = True,
-) -> tuple[UsefulSizes, Driver]:
-    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
-    scaling = ScalingConfig(num_workers=(smallest, largest), use_gpu=use_gpu, resources_per_worker=resources)  # type: ignore[arg-type]
-    driver = Driver()
-    sizes = useful_sizes(blocks, smallest, largest)
-    made = UsefulSizes(
-        scaling, "a run", sizes, STABLE_S, data_cpus, driver, lambda: driver.step, data_nodes, autoscaling, is_first
-    )
-    return made, driver
-
-
-def size(decision: Any) -> int | None:
-    return decision.num_workers if isinstance(decision, ResizeDecision) else None
-
-
-def first_start(policy: UsefulSizes, cluster: Cluster) -> int | None:
-    """Its size when no node has come for a while."""
-    policy.make_decision_for_non_running_worker_group()
-    cluster.now_s += BURST_S
-    return size(policy.make_decision_for_non_running_worker_group())
-
-
-def running(policy: UsefulSizes, workers: int) -> Any:
-    actors = [SimpleNamespace(actor=SimpleNamespace(_actor_id=bytes([rank]))) for rank in range(workers)]
-    group = SimpleNamespace(num_workers=workers, workers=actors)
-    return policy.make_decision_for_running_worker_group(group, None)
+from pretrainer.train.elasticity.elastic import PolicyTorchTrainer, UsefulSizes
+from pretrainer.train.elasticity.resize import BURST_S
+from tests.train.elasticity.cluster import STABLE_S, Cluster, first_start, policy, running, size
 
 
 def test_nodes_that_an_autoscaler_brings_one_after_the_other_are_one_start(cluster: Cluster) -> None:
@@ -179,85 +68,6 @@ def test_workers_are_whole_on_each_node(cluster: Cluster) -> None:
 def test_tenths_of_a_cpu_are_counted_exactly(cluster: Cluster) -> None:
     cluster.nodes = {"a": {"CPU": 0.3}, "b": {"CPU": 1.0}}  # in floats 0.3 / 0.1 is less than 3
     assert size(policy(13, blocks=13, cpus=0.1)[0].make_decision_for_non_running_worker_group()) == 13
-
-
-def test_nodes_that_leave_or_are_dead_hold_no_workers(cluster: Cluster) -> None:
-    cluster.nodes = {name: {"CPU": 1} for name in "abcd"}
-    cluster.leaving, cluster.dead = {"b": 123}, {"d"}
-    assert size(policy(8)[0].make_decision_for_non_running_worker_group()) == 2
-
-
-@pytest.mark.parametrize(
-    ("free", "begun"),
-    [({"CPU": 0.9}, 3), ({"CPU": 0.5}, 2), ({}, 2)], ids=["nobody's", "another run's", "not seen yet"],
-)  # fmt: skip
-def test_what_is_reserved_on_a_node_that_leaves_may_be_had_on_the_one_that_has_come_for_it(
-    cluster: Cluster, free: dict[str, float], begun: int
-) -> None:
-    """Ray's coordinator looks at a node that leaves as at any other, until it is gone."""
-    cluster.nodes = {**{name: {"CPU": 1.0} for name in "abcd"}, "of data": {"CPU": 8.0}}
-    cluster.leaving, cluster.for_data = {"a": 123}, {"of data"}
-    cluster.reservation = {name: {"CPU": 0.6} for name in "abc"}
-    cluster.free = {**{name: {"CPU": 1.0} for name in "abc"}, "d": free, "of data": {"CPU": 8.0}}
-    elastic = policy(3, cpus=0.6, data_nodes="data")[0]
-    assert size(elastic.make_decision_for_non_running_worker_group()) == begun
-    cluster.leaving = {}
-    assert size(elastic.make_decision_for_non_running_worker_group()) == 3
-
-
-def test_no_more_than_what_is_reserved_on_nodes_that_leave_is_looked_for_elsewhere(cluster: Cluster) -> None:
-    cluster.nodes = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}, "another run's in a moment": {"CPU": 8.0}}
-    cluster.leaving, cluster.reservation = {"a": 123}, {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}
-    cluster.free = cluster.nodes
-    assert size(policy(8)[0].make_decision_for_non_running_worker_group()) == 2
-
-
-def test_cpus_of_a_node_that_leaves_are_no_cpus_for_data(cluster: Cluster) -> None:
-    cluster.nodes = {"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}
-    cluster.leaving = {"b": 123}
-    assert size(policy(8, data_cpus=1.0)[0].make_decision_for_non_running_worker_group()) == 1
-    cluster.leaving = {}
-    assert size(policy(8, data_cpus=1.0)[0].make_decision_for_non_running_worker_group()) == 3
-
-
-def test_a_node_of_data_that_leaves_and_one_that_has_left_take_nothing_from_trainers(cluster: Cluster) -> None:
-    cluster.nodes = {"a": {"CPU": 4.0}, "of data": {"CPU": 2.0}, "dead": {"CPU": 3.0}}
-    cluster.for_data, cluster.leaving, cluster.dead = {"of data"}, {"of data": 123, "dead": 123}, {"dead"}
-    assert size(policy(8, data_nodes="data")[0].make_decision_for_non_running_worker_group()) == 4
-
-
-def test_a_node_that_is_gone_is_not_counted_on_although_ray_has_not_noticed(cluster: Cluster) -> None:
-    """A group of three would wait for its place on it until Ray's timeout."""
-    cluster.nodes, cluster.gone = {name: {"CPU": 1} for name in "abc"}, {"b"}
-    elastic = policy(3)[0]
-    assert size(elastic.make_decision_for_non_running_worker_group()) == 2
-    cluster.gone = set("abc")
-    assert isinstance(elastic.make_decision_for_non_running_worker_group(), NoopDecision)
-    cluster.gone = set()
-    assert size(elastic.make_decision_for_non_running_worker_group()) == 3, "it was only slow to answer"
-
-
-def test_a_group_grows_onto_a_node_that_did_not_answer_at_its_start(cluster: Cluster) -> None:
-    cluster.nodes, cluster.gone = {"a": {"CPU": 1}, "b": {"CPU": 1}}, {"b"}
-    elastic, driver = policy(2)
-    assert size(elastic.make_decision_for_non_running_worker_group()) == 1
-    seen = []
-    for cluster.now_s, driver.step in ((0, 20), (10, 20), (11, 21)):
-        seen.append(size(running(elastic, 1)))
-    assert seen == [None, None, 2]
-
-
-def test_who_lets_nobody_connect_is_silent() -> None:
-    def node(name: str, listener: socket.socket) -> dict[str, Any]:
-        address, port = listener.getsockname()
-        return {"NodeID": name, "NodeManagerAddress": address, "NodeManagerPort": port}
-
-    with socket.create_server(("127.0.0.1", 0)) as there, socket.create_server(("127.0.0.1", 0)) as gone:
-        nodes = [node("there", there), node("gone", gone)]
-        assert silent(nodes) == frozenset()
-        gone.close()
-        assert silent(nodes) == {"gone"} and silent([]) == frozenset()
-        assert silent(nodes[1:]) == frozenset(), "who reaches nobody knows nothing"
 
 
 def test_too_small_a_cluster_waits(cluster: Cluster) -> None:
@@ -493,11 +303,3 @@ def test_ray_makes_the_policy_where_ours_is_put_in_its_place(
 def test_draining_nodes_are_told_by_id() -> None:
     assert {"get_draining_nodes", "available_resources_per_node"} <= set(dir(ray._private.state.GlobalState))
     assert callable(ray._private.state.available_resources_per_node)
-
-
-def test_ray_s_coordinator_reserves_no_more_than_was_asked_and_goes_by_id() -> None:
-    """So a node that has come for one that leaves holds nothing for us while the other one is there."""
-    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 1.0}, "Labels": {}} for name in "dcba"]
-    coordinator = _AutoscalingCoordinatorActor(lambda: 0.0, lambda *_args, **_kwargs: None, lambda: nodes)
-    coordinator.request_resources("a run", [{"CPU": 0.6}] * 3, expire_after_s=180)
-    assert coordinator.get_reserved_resources("a run") == {name: {"CPU": 0.6} for name in "abc"}
